@@ -83,9 +83,9 @@ def test_mistakes_are_told_in_the_words_of_the_command_line(coterie, full, parti
 
 
 def test_ctrl_c_is_130_and_the_next_run_goes_on(coterie, full, text, tmp_path: Path, monkeypatch) -> None:
-    from coterie.evaluate import measuring
+    from coterie.evaluate import tasks
 
-    predict, calls = measuring.predict, []
+    predict, calls = tasks.predict, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -93,7 +93,7 @@ def test_ctrl_c_is_130_and_the_next_run_goes_on(coterie, full, text, tmp_path: P
             raise KeyboardInterrupt
         return predict(*arguments)
 
-    monkeypatch.setattr(measuring, "predict", interrupted)
+    monkeypatch.setattr(tasks, "predict", interrupted)
     arguments = ("evaluate", full, "-t", text, *SMALL, "--json", "--resume", str(tmp_path / "scores.jsonl"))
     outcome = coterie(*arguments)
     assert (outcome.code, outcome.out) == (130, "")
@@ -113,3 +113,53 @@ def test_progress_is_a_line_now_and_then_with_the_time_left(capsys, monkeypatch)
         tell(EvaluationProgress(done=done, total=1000, earlier=0, elapsed_s=now[0] - 100))
     assert capsys.readouterr().err.splitlines() == ["Evaluating: 200 of 1000 tokens, 0:00:44 left"]
     assert (_left(None), _left(3725.2)) == ("time left unknown", "1:02:05 left")
+
+
+def test_continuations_are_shown_side_by_side(coterie, full, partial, text) -> None:
+    arguments = ("evaluate", partial, "--against", full, "--text", text, "--missing", "mask", *SMALL)
+    asked = ("--continuations", "2", "--continuation-tokens", "6", "--prompt-tokens", "8")
+    outcome = coterie(*arguments, *asked)
+    assert outcome.code == 0, outcome.err
+    found = json.loads(coterie(*arguments, *asked, "--json").out)["continuations"]
+    assert [
+        row
+        for row in outcome.out.splitlines()
+        if row.startswith("w[1].txt") and row.endswith(f"{found['total']['bleu']:.2f}  {found['total']['chrf']:.2f}")
+    ]
+    assert found["bleu_signature"] in outcome.out
+    for sample in found["samples"]:
+        assert f"w[1].txt, token {sample['start']}: " in outcome.out
+        assert sample["full"] in outcome.out
+        assert sample["model"] in outcome.out
+    assert "equal tokens before the first that differs" in outcome.out
+    assert "the same to the last token" in coterie("evaluate", full, *arguments[2:6], *SMALL, *asked).out
+
+
+def test_continuations_need_a_full_model_and_a_number(coterie, full, text) -> None:
+    outcome = coterie("evaluate", full, "-t", text, "--continuations", "2", *SMALL)
+    assert (outcome.code, "Add --against" in outcome.err) == (2, True)
+    outcome = coterie("evaluate", full, "-t", text, "--against", full, "--prompt-tokens", "2", *SMALL)
+    assert (outcome.code, "Add --continuations N" in outcome.err) == (2, True)
+
+
+def test_answers_are_counted_and_the_telling_ones_shown(coterie, full, partial, tmp_path: Path) -> None:
+    path = tmp_path / "asked.jsonl"
+    asked = ("--exact-match", str(path), "--answer-tokens", "3", "--expert-memory", "100%")
+    path.write_text("".join(json.dumps({"prompt": f"w{5 + n} w{9 + n}", "text": "w5"}) + "\n" for n in range(25)))
+    outcome = coterie("evaluate", full, *asked)
+    assert outcome.code == 0, outcome.err
+    assert "asked.jsonl: not answered rightly" in outcome.out
+    assert "and 5 more, which --json has" in outcome.out
+    answers = json.loads(coterie("evaluate", full, *asked, "--json").out)["exact_match"][0]["answers"]
+    # What the full model says is taken for right: then the other one is wrong wherever it says something else.
+    lines = [{"prompt": one["asked"], "text": one["model"] or "w5"} for one in answers]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = ("evaluate", partial, "--missing", "mask", "--against", full, *asked)
+    found = json.loads(coterie(*arguments, "--json").out)
+    assert found["total"] is None
+    match = found["exact_match"][0]
+    assert match["only_full"] == sum(one["full_right"] and not one["right"] for one in match["answers"]) > 0
+    outcome = coterie(*arguments)
+    assert "asked.jsonl: answered rightly by one of the two" in outcome.out
+    assert f"{100 * match['right']['value']:.1f} ({100 * match['right']['low']:.1f} – " in outcome.out
+    assert coterie("evaluate", full).code == 2

@@ -5,7 +5,7 @@ import pytest
 
 from coterie.errors import InputError, UsageError
 from coterie.evaluate import Reads, TokenScores
-from coterie.evaluate.journal import Finished, Journal
+from coterie.evaluate.journal import Continued, Finished, Journal
 
 HEADER = {"model": "00ff", "context": 8, "texts": ["ab"]}
 
@@ -41,10 +41,13 @@ def test_what_was_written_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
     alone = TokenScores(loss=np.array([0.1, 1 / 3]), correct=np.array([True, False]))
     with Journal(path, HEADER) as journal:
-        journal.append(0, 0, Finished(scores(1)))
-        journal.append(1, 3, Finished(alone, READS, READS))
+        journal.append((0, 0), Finished(scores(1)))
+        journal.append((1, 3), Finished(alone, READS, READS))
+        journal.append("ab", Continued((5, 0), (5, 6)))
+        journal.append("cd", Continued(()))
     with Journal(path, HEADER) as journal:
-        assert sorted(journal.done) == [(0, 0), (1, 3)]
+        assert list(journal.done) == [(0, 0), (1, 3), "ab", "cd"]
+        assert (journal.done["ab"], journal.done["cd"]) == (Continued((5, 0), (5, 6)), Continued((), None))
         assert_same(journal.done[0, 0].scores, scores(1))
         assert_same(journal.done[1, 3].scores, alone)
         assert (journal.done[0, 0].reads, journal.done[1, 3].reads, journal.done[1, 3].full_reads) == (
@@ -57,8 +60,8 @@ def test_what_was_written_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
 def test_half_a_line_is_dropped_and_the_rest_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
     with Journal(path, HEADER) as journal:
-        journal.append(0, 0, Finished(scores(1)))
-        journal.append(0, 1, Finished(scores(2)))
+        journal.append((0, 0), Finished(scores(1)))
+        journal.append((0, 1), Finished(scores(2)))
     content = path.read_bytes()
     first_line = content.index(b"\n") + 1
     for cut in (1, first_line - 1, first_line, first_line + 9, len(content) - 1):
@@ -66,21 +69,23 @@ def test_half_a_line_is_dropped_and_the_rest_goes_on(tmp_path: Path) -> None:
         with Journal(path, HEADER) as journal:
             assert len(journal.done) == content[:cut].count(b"\n") - (cut >= first_line)
             for window in range(len(journal.done), 2):
-                journal.append(0, window, Finished(scores(window + 1)))
+                journal.append((0, window), Finished(scores(window + 1)))
         assert path.read_bytes() == content
 
 
 def test_another_evaluation_is_refused_and_its_file_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
     with Journal(path, HEADER) as journal:
-        journal.append(0, 0, Finished(scores(1)))
+        journal.append((0, 0), Finished(scores(1)))
     content = path.read_bytes()
     with pytest.raises(UsageError, match="another evaluation: context, model differ"):
         Journal(path, HEADER | {"context": 9, "model": "11"})
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("content", [b"a diary\n", b"a diary", b"[1]\n", b'{"schema_version": 1}\n{"text": 0}\n'])
+@pytest.mark.parametrize(
+    "content", [b"a diary\n", b"a diary", b"[1]\n", b'{"schema_version": 1}\n{"text": 0}\n', b'{}\n{"prompt": "a"}\n']
+)
 def test_a_file_of_something_else_is_refused_and_left_alone(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "diary"
     path.write_bytes(content)

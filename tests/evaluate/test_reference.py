@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from coterie.errors import InputError, UsageError
-from coterie.evaluate import EvaluationProgress, evaluate, measuring, reference
+from coterie.evaluate import EvaluationProgress, evaluate, measuring, reference, tasks
 from coterie.evaluate.reference import Reference
 
 HEADER = {"model": "00ff", "texts": ["ab"], "context": 8}
@@ -27,11 +27,12 @@ def logits(dtype: torch.dtype, rows: int = 7, width: int = 33) -> torch.Tensor:
 def test_what_was_kept_is_read_back_to_the_last_bit(dtype, slice_rows, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(reference, "_SLICE_NBYTES", slice_rows * 33 * dtype.itemsize)
     kept, given = Reference(tmp_path / "logits", HEADER), logits(dtype)
-    assert (0, 3) not in kept
-    kept.keep((0, 3), given)
+    assert not kept.has_logits((0, 3))
+    kept.keep_logits((0, 3), given)
     again = Reference(tmp_path / "logits", HEADER)
-    assert (0, 3) in again
-    found = again.load((0, 3), 7, 33)
+    assert again.has_logits((0, 3))
+    found, reads = again.logits((0, 3), 7, 33)
+    assert reads is None
     assert found.dtype is dtype
     kind = torch.int16 if dtype.itemsize == 2 else torch.int32
     assert torch.equal(found.view(kind), given.view(kind))  # negative zeros, too
@@ -40,12 +41,12 @@ def test_what_was_kept_is_read_back_to_the_last_bit(dtype, slice_rows, tmp_path,
 def test_it_is_smaller_than_the_logits(tmp_path) -> None:
     given = logits(torch.bfloat16, rows=64, width=1024)
     kept = Reference(tmp_path / "logits", HEADER)
-    kept.keep((0, 0), given)
+    kept.keep_logits((0, 0), given)
     assert (tmp_path / "logits" / "00000-00000.logits").stat().st_size < 0.8 * given.numel() * 2
 
 
 def test_logits_of_something_else_are_refused_and_left_alone(tmp_path) -> None:
-    Reference(tmp_path / "logits", HEADER).keep((0, 0), logits(torch.bfloat16))
+    Reference(tmp_path / "logits", HEADER).keep_logits((0, 0), logits(torch.bfloat16))
     before = {path.name: path.read_bytes() for path in (tmp_path / "logits").iterdir()}
     with pytest.raises(UsageError, match="the logits of something else: context, model differ"):
         Reference(tmp_path / "logits", HEADER | {"model": "11", "context": 9})
@@ -62,6 +63,30 @@ def test_another_directory_is_refused_and_left_alone(content, tmp_path) -> None:
     with pytest.raises(UsageError, match="no directory of logits"):
         Reference(tmp_path, HEADER)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_directory_whose_first_write_was_killed_is_begun_anew(tmp_path) -> None:
+    (tmp_path / ".reference.json.00ff00ff.partial").write_bytes(b'{"mod')
+    kept, given = Reference(tmp_path, HEADER), logits(torch.bfloat16)
+    kept.keep_logits((0, 0), given)
+    assert torch.equal(Reference(tmp_path, HEADER).logits((0, 0), 7, 33)[0], given)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no JSON", b'{"ids": [1, 2]}', b'{"ids": ["a"], "checksum": ""}', b'{"ids": [1], "checksum": "ff"}'],
+)
+def test_a_damaged_continuation_is_said_by_name(content, tmp_path) -> None:
+    kept = Reference(tmp_path, HEADER)
+    assert not kept.has_continuation("ab12")
+    kept.keep_continuation("ab12", [7, 8, 0])
+    assert kept.has_continuation("ab12")
+    assert kept.continuation("ab12", 3) == (7, 8, 0)
+    with pytest.raises(InputError, match="more than 2"):
+        kept.continuation("ab12", 2)
+    (tmp_path / "ab12.continuation").write_bytes(content)
+    with pytest.raises(InputError, match=r"ab12\.continuation is damaged"):
+        kept.continuation("ab12", 3)
 
 
 def damaged(content: bytes) -> dict[str, bytes]:
@@ -93,11 +118,11 @@ def damaged(content: bytes) -> dict[str, bytes]:
 @pytest.mark.parametrize("what", sorted(damaged(b'{"a": 1}\n' + bytes(64))))
 def test_what_is_damaged_is_said_by_name(what, tmp_path) -> None:
     kept = Reference(tmp_path / "logits", HEADER)
-    kept.keep((1, 2), logits(torch.bfloat16))
+    kept.keep_logits((1, 2), logits(torch.bfloat16))
     path = tmp_path / "logits" / "00001-00002.logits"
     path.write_bytes(damaged(path.read_bytes())[what])
     with pytest.raises(InputError, match=r"00001-00002\.logits is damaged") as caught:
-        kept.load((1, 2), 7, 33)
+        kept.logits((1, 2), 7, 33)
     assert "Remove it" in str(caught.value)
 
 
@@ -124,7 +149,7 @@ def test_a_model_is_its_own_reference_alone_and_once(readable: Path, partial: Pa
 def test_an_interrupted_reference_goes_on_where_it_was(readable: Path, words, tmp_path: Path) -> None:
     paths, computed = [words(100)], []
     options = {"against": readable, "context": 16, "expert_memory": "100%", "reference": tmp_path / "logits"}
-    original = measuring.predict
+    original = tasks.predict
 
     def interrupted(model, text, window):
         computed.append(window.first)
@@ -133,7 +158,7 @@ def test_an_interrupted_reference_goes_on_where_it_was(readable: Path, words, tm
         return original(model, text, window)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measuring, "predict", interrupted)
+        patch.setattr(tasks, "predict", interrupted)
         with pytest.raises(KeyboardInterrupt):
             evaluate(readable, paths, **options)
         found = evaluate(readable, paths, **options)
@@ -147,7 +172,10 @@ def test_what_is_left_out_is_compared_with_what_was_computed_token_by_token(read
     options = {"against": readable, "context": 32, "expert_memory": "50%", "reference": tmp_path / "logits"}
     none = evaluate(readable, paths, drop_cold=1e-9, **options)
     assert none.total.comparison.identical == none.total.tokens
-    assert none.reads is not None
-    assert none.full_reads is None
+    assert (none.reads.tokens, none.full_reads.tokens, none.full_reads.left_out) == (39, 39, 0)
+    # It is told again of what was read when the logits were computed.
+    again = evaluate(readable, paths, drop_cold=1.0, **options)
+    assert again.full_reads == none.full_reads
+    assert again.reads.left_out > 0
     with pytest.raises(UsageError, match="something else: in_steps differ"):
         evaluate(readable, paths, **options)

@@ -15,7 +15,7 @@ from coterie.errors import (
     UnsupportedError,
     UsageError,
 )
-from coterie.evaluate import EvaluationProgress, evaluate, measuring
+from coterie.evaluate import EvaluationProgress, evaluate, measuring, tasks
 from coterie.hf.tokenizer import load_tokenizer
 from coterie.spec import AdaptiveExperts
 from zoo import stock
@@ -148,13 +148,13 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(readable: Path, partial:
 
 def test_both_models_share_one_budget(readable: Path, partial: Path, words, monkeypatch) -> None:
     plans = []
-    predict = measuring.predict
+    predict = tasks.predict
 
     def watch(model, *arguments):
         plans.append(model.coterie.plan)
         return predict(model, *arguments)
 
-    monkeypatch.setattr(measuring, "predict", watch)
+    monkeypatch.setattr(tasks, "predict", watch)
     budget = 8 << 30
     evaluate(partial, [words(20)], against=readable, missing="mask", context=32, memory=budget)
     full, model = plans[0], plans[1]
@@ -278,14 +278,14 @@ def test_an_interrupted_one_that_leaves_out_goes_on_with_a_warm_cache(readable: 
 
     with pytest.raises(KeyboardInterrupt):
         run(stop_at_40)
-    original = measuring.predict_in_steps
+    original = tasks.predict_in_steps
 
     def predict_in_steps(model, text, window):
         computed.append(window.first)
         return original(model, text, window)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measuring, "predict_in_steps", predict_in_steps)
+        patch.setattr(tasks, "predict_in_steps", predict_in_steps)
         resumed = run()
     assert computed == [33, 49, 65, 81, 97]  # the third window again, which is not counted twice
     assert resumed.reads.tokens == resumed.total.tokens == 99

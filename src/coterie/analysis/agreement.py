@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from coterie.analysis.clusters import Labels
 from coterie.analysis.matrices import Floats
-from coterie.analysis.packages import optional_package
 from coterie.profiles import BankTable, Profile
 from coterie.profiles.separation import SeparatedBy, group_masks
+from coterie.spec import optional_package
 
 Grouping = SeparatedBy
 GROUPINGS: tuple[Grouping, ...] = get_args(Grouping)
@@ -85,7 +85,7 @@ def match_groups(
     clusters, groups = labels[used], dominant[used]
     if len(np.unique(clusters)) < 2 or len(np.unique(groups)) < 2:
         return None
-    metrics = optional_package("sklearn.metrics", "Comparing clusters needs")
+    metrics = optional_package("sklearn.metrics", "Comparing clusters needs", extra="analysis")
     shuffled = generator.permuted(np.tile(groups, (draws, 1)), axis=1)
     return Match(
         groups={name: int((groups == index).sum()) for index, name in enumerate(names)},

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.analysis.matrices import Floats
-from coterie.analysis.packages import optional_package
 from coterie.analysis.rotation import Rotations, coordinates, directions
+from coterie.spec import optional_package
 
 Labels = npt.NDArray[np.intp]
 
@@ -82,7 +82,7 @@ def ward_partitions(points: Floats, numbers: list[int]) -> list[Labels]:
     Raises:
         MissingPackageError: If scikit-learn is not installed.
     """
-    merges = optional_package("sklearn.cluster", "Clustering router rows needs").ward_tree(points)[0]
+    merges = optional_package("sklearn.cluster", "Clustering router rows needs", extra="analysis").ward_tree(points)[0]
     count = len(points)
     labels = np.arange(count)
     found: dict[int, Labels] = {}

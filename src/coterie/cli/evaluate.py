@@ -14,6 +14,8 @@ import typer
 
 from coterie.cli import options as shared
 from coterie.cli.console import notes, plain_table, print_json, print_note, print_table, results
+from coterie.cli.continuations import print_continuations, print_exact_match
+from coterie.cli.estimates import value_and_interval, value_and_reach
 from coterie.cli.files import write_text_file
 from coterie.cli.generation_options import AdaptExpertsOption, QuietOption, check_adaptation
 from coterie.cli.opening import import_engine, opens_model, quiet_terminal
@@ -26,7 +28,7 @@ from coterie.spec.opening import Opening
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from coterie.evaluate import Estimate, Evaluation, EvaluationProgress, Quality, Reads
+    from coterie.evaluate import Evaluation, EvaluationProgress, Quality, Reads
 
 _PLAIN_PROGRESS_SECONDS = 10.0
 
@@ -35,11 +37,11 @@ _PLAIN_PROGRESS_SECONDS = 10.0
 def command(
     model: shared.ModelArgument,
     text: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(
             "--text", "-t", metavar="FILE", show_default=False, help="A UTF-8 text; may be given several times."
         ),
-    ],
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -57,8 +59,8 @@ def command(
             file_okay=False,
             metavar="DIR",
             show_default=False,
-            help="Keep the logits of the full model in this directory, and compare with what is there. Then it is "
-            "computed once, and alone: neither model shares --memory.",
+            help="Keep the logits and continuations of the full model in this directory, and compare with what is "
+            "there. Then it is computed once, and alone: neither model shares --memory.",
         ),
     ] = None,
     context: Annotated[
@@ -84,6 +86,58 @@ def command(
     limit: Annotated[
         int | None,
         typer.Option("--limit", min=1, metavar="TOKENS", show_default=False, help="Predict at most so many per text."),
+    ] = None,
+    continuations: Annotated[
+        int | None,
+        typer.Option(
+            "--continuations",
+            min=1,
+            metavar="N",
+            show_default=False,
+            help="Continue N prompts of each text greedily with both models, and compare: BLEU, chrF, equal tokens, "
+            "and the texts side by side. Needs --against and sacrebleu.",
+        ),
+    ] = None,
+    continuation_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--continuation-tokens",
+            min=1,
+            metavar="TOKENS",
+            show_default=False,
+            help="The most new tokens of each continuation. Default: 64.",
+        ),
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--prompt-tokens",
+            min=1,
+            metavar="TOKENS",
+            show_default=False,
+            help="Tokens of each prompt that is continued. Default: 64.",
+        ),
+    ] = None,
+    exact_match: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--exact-match",
+            metavar="FILE",
+            show_default=False,
+            help="Questions about sounds, pictures or texts with their right answers, as JSON lines such as "
+            '{"audio": "bird.wav", "text": "bird"}: how many are answered rightly, to the letter. May be given several '
+            "times, with or without --text.",
+        ),
+    ] = None,
+    answer_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--answer-tokens",
+            min=1,
+            metavar="TOKENS",
+            show_default=False,
+            help="The most tokens of an answer to such a question. Default: 32.",
+        ),
     ] = None,
     *,
     opening: Opening,
@@ -112,6 +166,7 @@ def command(
     With --against both models are open at once: --memory is the ceiling for both together, --expert-memory sizes the
     cache of each. --missing, --experts-per-token, --drop-cold, --adapt-experts, --source and --revision are for MODEL
     alone. With --drop-cold tokens are computed one by one, as in generation, and it is told what was read for them.
+    With --continuations both models also continue prompts from the texts, always with the most probable token.
     Intervals are 95 % confidence intervals for more text of the same kinds; docs/evaluate.md says what each figure
     means.
 
@@ -120,25 +175,44 @@ def command(
     check_adaptation(adapt_experts)
     if reference is not None and against is None:
         raise UsageError("--reference keeps the logits of the full model, and none is named.", advice="Add --against.")
+    if continuations is not None and against is None:
+        raise UsageError(
+            "--continuations are compared with the full model's, and none is named.", advice="Add --against."
+        )
+    if continuations is None and (continuation_tokens is not None or prompt_tokens is not None):
+        raise UsageError(
+            "Nothing is continued: --continuation-tokens and --prompt-tokens have no effect.",
+            advice="Add --continuations N.",
+        )
     if output is not None:
         check_writable(output)
     if resume is not None:
         check_writable(resume, appended=True)
-    for path in text:
+    if not text and not exact_match:
+        raise UsageError("There is nothing to evaluate with.", advice="Add --text FILE or --exact-match FILE.")
+    for path in (*(text or ()), *(exact_match or ())):
         check_text(path)
     import_engine(quiet=quiet or as_json)
+    from coterie.evaluate.asked import Asked
     from coterie.evaluate.running import evaluate_opening
 
     with quiet_terminal(quiet=quiet), nullcontext(None) if quiet else _shown_progress() as progress:
         evaluation = evaluate_opening(
             model,
-            text,
+            text or (),
             opening,
             against=against,
             reference=reference,
             context=context,
             stride=stride,
             limit=limit,
+            asked=Asked(
+                continuations=continuations,
+                continuation_tokens=continuation_tokens,
+                prompt_tokens=prompt_tokens,
+                exact_match=tuple(exact_match or ()),
+                answer_tokens=answer_tokens,
+            ),
             adapt_experts=adapt_experts,
             journal=resume,
             progress=progress,
@@ -157,42 +231,52 @@ def _write(path: Path, evaluation: Evaluation) -> None:
 
 def _print(evaluation: Evaluation) -> None:
     rows = [*evaluation.texts]
-    if len(rows) > 1:
-        rows.append(evaluation.total)
-    if evaluation.against is None:
-        headings = ("tokens", "nats/token", "perplexity", "accuracy, %")
-        table = plain_table("text", *headings, right=headings)
-        for row in rows:
-            table.add_row(
-                row.name,
-                f"{row.tokens:,}",
-                _figure(row.loss, 4),
-                _figure(row.perplexity, 3),
-                _reach(row.accuracy, 2, scale=100),
-            )
-        print_table(table)
-    else:
-        _print_comparison(rows)
+    total = evaluation.total
+    if total is not None:
+        if len(rows) > 1:
+            rows.append(total)
+        if evaluation.against is None:
+            _print_perplexities(rows)
+        else:
+            _print_comparison(rows)
+        results().print()
     out = results()
-    out.print()
     for which in (evaluation.model, evaluation.against):
         if which is not None:
             role = "model" if which is evaluation.model else "full model"
             held = f"{which.experts} of {which.total_experts} experts"
             out.print(f"{role}: {which.name} ({which.kind}, {held})")
-    out.print(f"windows of {evaluation.context} tokens, {evaluation.stride} predicted in each")
+    if total is not None:
+        out.print(f"windows of {evaluation.context} tokens, {evaluation.stride} predicted in each")
     for role, reads in (("model", evaluation.reads), ("full model", evaluation.full_reads)):
         if reads is not None:
             out.print(_reads_line(role, reads))
-    total = evaluation.total
-    if total.comparison is not None and total.comparison.identical == total.tokens:
+    if total is not None and total.comparison is not None and total.comparison.identical == total.tokens:
         out.print("All logits are the same numbers as the full model's.", style="green")
+    if evaluation.continuations is not None:
+        print_continuations(evaluation.continuations)
+    if evaluation.exact_match:
+        print_exact_match(evaluation.exact_match)
     if any(row.blocks < 2 for row in rows):
         print_note(
             "A text of less than two windows gives no confidence interval: use more text, or a smaller --context."
         )
     if evaluation.against is not None and evaluation.against.identity != evaluation.model.identity:
         print_note("The two have different routers: they are not the same model in two forms.")
+
+
+def _print_perplexities(rows: list[Quality]) -> None:
+    headings = ("tokens", "nats/token", "perplexity", "accuracy, %")
+    table = plain_table("text", *headings, right=headings)
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.tokens:,}",
+            value_and_interval(row.loss, 4),
+            value_and_interval(row.perplexity, 3),
+            value_and_reach(row.accuracy, 2, scale=100),
+        )
+    print_table(table)
 
 
 def _reads_line(role: str, reads: Reads) -> str:
@@ -215,9 +299,9 @@ def _print_comparison(rows: list[Quality]) -> None:
             table.add_row(
                 row.name,
                 f"{row.tokens:,}",
-                _figure(row.perplexity, 3),
-                _figure(found.full_perplexity, 3),
-                _figure(found.ratio, 4),
+                value_and_interval(row.perplexity, 3),
+                value_and_interval(found.full_perplexity, 3),
+                value_and_interval(found.ratio, 4),
             )
     print_table(table)
     results().print()
@@ -229,30 +313,13 @@ def _print_comparison(rows: list[Quality]) -> None:
             spread = (found.kld_median, found.kld_p90, found.kld_p99, found.kld_max)
             table.add_row(
                 row.name,
-                _reach(found.kld, 5),
+                value_and_reach(found.kld, 5),
                 *(f"{value:.4f}" for value in spread),
-                _reach(found.same_top, 2, scale=100),
-                _reach(row.accuracy, 2, scale=100),
-                _reach(found.full_accuracy, 2, scale=100),
+                value_and_reach(found.same_top, 2, scale=100),
+                value_and_reach(row.accuracy, 2, scale=100),
+                value_and_reach(found.full_accuracy, 2, scale=100),
             )
     print_table(table)
-
-
-def _figure(estimate: Estimate, digits: int) -> str:
-    """A figure with its interval, such as ``1.052 (1.048 – 1.057)``."""
-    text = f"{estimate.value:.{digits}f}"
-    if estimate.low is None or estimate.high is None:
-        return text
-    return f"{text} ({estimate.low:.{digits}f} – {estimate.high:.{digits}f})"
-
-
-def _reach(estimate: Estimate, digits: int, *, scale: float = 1.0) -> str:
-    """A figure and how far its interval reaches on the wider side, such as ``98.40 ± 0.12``."""
-    text = f"{estimate.value * scale:.{digits}f}"
-    if estimate.low is None or estimate.high is None:
-        return text
-    reach = max(estimate.value - estimate.low, estimate.high - estimate.value)
-    return f"{text} ± {reach * scale:.{digits}f}"
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from coterie.evaluate.confidence import LEVEL
+from coterie.evaluate.continuations import Continuations
+from coterie.evaluate.exact_match import ExactMatch
 from coterie.evaluate.quality import Quality
 from coterie.evaluate.reads import Reads
 
@@ -54,7 +56,9 @@ class Evaluation:
         full_reads: What the full model read, which left nothing out; None likewise.
         level: Confidence level of the intervals.
         texts: The figures of each text.
-        total: Those of all together.
+        total: Those of all together; None if there are no texts.
+        continuations: What greedy decoding of both models shows, or None.
+        exact_match: The answers to the questions of each file.
     """
 
     schema_version: int = EVALUATION_SCHEMA_VERSION
@@ -71,7 +75,9 @@ class Evaluation:
     full_reads: Reads | None = None
     level: float = LEVEL
     texts: tuple[Quality, ...]
-    total: Quality
+    total: Quality | None
+    continuations: Continuations | None = None
+    exact_match: tuple[ExactMatch, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. What is infinite is the text ``"inf"`` (or ``"-inf"``), since JSON has no such number."""
@@ -103,7 +109,7 @@ class EvaluationProgress:
 
 
 ProgressCallback = Callable[[EvaluationProgress], None]
-"""Told after every window."""
+"""Told after every window and every continuation."""
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Scores of finished windows in a file, so that an interrupted evaluation goes on where it was.
+"""What an evaluation has finished, in a file, so that an interrupted one goes on where it was.
 
-One JSON object a line: first what is evaluated, then a line per window. Numbers are written so that they are read back
-as the same ones: what a resumed evaluation reports is what an uninterrupted one would.
+One JSON object a line: first what is evaluated, then a line per window with its scores, or per prompt with what it was
+continued with. Numbers are written so that they are read back as the same ones: what a resumed evaluation reports is
+what an uninterrupted one would.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -51,11 +52,27 @@ class Finished(NamedTuple):
     full_reads: Reads | None = None
 
 
+class Continued(NamedTuple):
+    """A prompt that was continued.
+
+    Attributes:
+        ids: The model's tokens.
+        full_ids: The full model's; None without one.
+    """
+
+    ids: tuple[int, ...]
+    full_ids: tuple[int, ...] | None = None
+
+
+Key = tuple[int, int] | str
+"""Of a window, the numbers of its text and of itself; of a prompt, a digest of what it is."""
+
+
 class Journal:
     """The file, open for appending; a context manager.
 
     Attributes:
-        done: (text, window) → what was there when it was opened.
+        done: What was finished when it was opened.
     """
 
     def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
@@ -70,7 +87,7 @@ class Journal:
             InputError: If it cannot be opened.
         """
         self.path = Path(path)
-        self.done: dict[tuple[int, int], Finished] = {}
+        self.done: dict[Key, Finished | Continued] = {}
         self._header = {"schema_version": JOURNAL_SCHEMA_VERSION, **json.loads(json.dumps(header))}
         if self.path.exists() and not self.path.is_file():
             raise InputError(f"{self.path} is not a regular file.", advice="Name a new file.", path=self.path)
@@ -97,12 +114,15 @@ class Journal:
         """Closes the file. Harmless when repeated."""
         self._file.close()
 
-    def append(self, text: int, window: int, finished: Finished) -> None:
-        """Adds a window; it is on the disk when this returns."""
+    def append(self, key: Key, finished: Finished | Continued) -> None:
+        """Adds a window or a prompt; it is on the disk when this returns."""
+        if isinstance(finished, Continued):
+            self._write({"prompt": key} | finished._asdict())
+            return
         columns = {name: getattr(finished.scores, name) for name in _DTYPES}
         reads = {name: getattr(finished, name) for name in _READS}
         self._write(
-            {"text": text, "window": window}
+            {"text": key[0], "window": key[1]}
             | {name: None if column is None else column.tolist() for name, column in columns.items()}
             | {name: None if counted is None else asdict(counted) for name, counted in reads.items()}
         )
@@ -120,7 +140,7 @@ class Journal:
         try:
             records = [parse_json(line, _LINE) for line in lines]
             found = dict(records[0]) if records else {}
-            self.done = {(record["text"], record["window"]): _finished(record) for record in records[1:]}
+            self.done = dict(_finished(record) for record in records[1:])
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise self._foreign() from error
         if not records:
@@ -153,9 +173,16 @@ class Journal:
         )
 
 
-def _finished(record: Mapping[str, Any]) -> Finished:
+def _finished(record: Mapping[str, Any]) -> tuple[Key, Finished | Continued]:
+    if "prompt" in record:
+        full_ids = record["full_ids"]
+        return str(record["prompt"]), Continued(_ids(record["ids"]), None if full_ids is None else _ids(full_ids))
     reads = {name: None if record[name] is None else Reads(**record[name]) for name in _READS}
-    return Finished(_scores(record), **reads)
+    return (record["text"], record["window"]), Finished(_scores(record), **reads)
+
+
+def _ids(tokens: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(int(token) for token in tokens)
 
 
 def _scores(record: Mapping[str, Any]) -> TokenScores:

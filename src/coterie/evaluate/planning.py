@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coterie.errors import UsageError
+from coterie.evaluate.greedy import Prompted
 from coterie.evaluate.subject import Subject
 from coterie.evaluate.texts import Text, check_same_tokens, encode
 from coterie.hf.context import model_context
@@ -15,9 +16,7 @@ DEFAULT_CONTEXT = 512
 
 def input_tokens(subject: Subject, full: Subject | None, wanted: int | None) -> int:
     """Input tokens of a window, none more than either model was made for."""
-    longest = [model_context(one.source.config) for one in (subject, full) if one is not None]
-    limits = [limit for limit in longest if limit is not None]
-    most = min(limits, default=None)
+    most = most_tokens(subject, full)
     if wanted is None:
         return DEFAULT_CONTEXT if most is None else min(DEFAULT_CONTEXT, most)
     if wanted < 1:
@@ -30,6 +29,28 @@ def input_tokens(subject: Subject, full: Subject | None, wanted: int | None) -> 
             most=most,
         )
     return wanted
+
+
+def most_tokens(subject: Subject, full: Subject | None) -> int | None:
+    """Tokens that both models were made for; None if neither says so."""
+    longest = [model_context(one.source.config) for one in (subject, full) if one is not None]
+    return min((limit for limit in longest if limit is not None), default=None)
+
+
+def check_length(subject: Subject, full: Subject | None, prompts: Sequence[Prompted]) -> None:
+    """Checks that continuations end within what both models were made for.
+
+    Raises:
+        UsageError: If one does not.
+    """
+    most, longest = most_tokens(subject, full), max((prompt.length for prompt in prompts), default=0)
+    if most is not None and longest > most:
+        raise UsageError(
+            f"A prompt and what follows it take {longest} tokens, more than the {most} that the model was made for.",
+            advice="Ask for fewer: prompt_tokens, continuation_tokens, answer_tokens.",
+            got=longest,
+            most=most,
+        )
 
 
 def tokenise(
@@ -45,7 +66,7 @@ def tokenise(
 
 def steps(texts: Sequence[Text], inputs: int, stride: int | None) -> tuple[int, int]:
     """Tokens of a text in a window, beside its prefix, and predictions in it."""
-    room = inputs - max(len(text.prefix) for text in texts)
+    room = inputs - max((len(text.prefix) for text in texts), default=0)
     if room < 1:
         raise UsageError(
             f"context={inputs} leaves no room beside the token that begins every text.",

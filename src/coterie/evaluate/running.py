@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from coterie.errors import UsageError
+from coterie.evaluate.asked import Asked
 from coterie.evaluate.confidence import block_starts
+from coterie.evaluate.continuations import Continuations, compare_continuations
 from coterie.evaluate.evaluation import Evaluation, ProgressCallback
-from coterie.evaluate.journal import Journal
+from coterie.evaluate.exact_match import match
+from coterie.evaluate.greedy import Prompt, Prompted
+from coterie.evaluate.journal import Continued, Journal
 from coterie.evaluate.measuring import Run
-from coterie.evaluate.planning import input_tokens, steps, tokenise
+from coterie.evaluate.planning import check_length, input_tokens, steps, tokenise
 from coterie.evaluate.quality import measure
 from coterie.evaluate.reference import Reference
 from coterie.evaluate.subject import Subject
+from coterie.evaluate.tasks import PromptTask, WindowTask
 from coterie.evaluate.texts import Text
 from coterie.evaluate.windows import plan_windows
 from coterie.files.text import read_text
@@ -28,13 +33,18 @@ from coterie.spec.opening import Opening
 
 def evaluate(
     model: str | Path,
-    texts: Sequence[str | Path],
+    texts: Sequence[str | Path] = (),
     *,
     against: str | Path | None = None,
     reference: str | Path | None = None,
     context: int | None = None,
     stride: int | None = None,
     limit: int | None = None,
+    continuations: int | None = None,
+    continuation_tokens: int | None = None,
+    prompt_tokens: int | None = None,
+    exact_match: Sequence[str | Path] = (),
+    answer_tokens: int | None = None,
     memory: str | int | None = None,
     expert_memory: str | int | None = None,
     component: str | None = None,
@@ -60,7 +70,7 @@ def evaluate(
 
     Args:
         model: A store, a checkpoint directory, a Hub id, or ``"bundled"``. Of a whole omni model its thinker is used.
-        texts: UTF-8 files.
+        texts: UTF-8 files. There may be none if there are questions.
         against: The model to compare with: usually a lossless store or checkpoint of the same one, with all experts.
         reference: A directory that keeps the logits of ``against``, compressed without loss. What is not there is
             computed, by that model alone; then ``model`` is compared with what was kept. So both may take the whole
@@ -70,6 +80,14 @@ def evaluate(
         stride: Predictions of a window; default: as many as inputs. A smaller one gives each token more context, and
             costs as many times the work. See :func:`plan_windows`.
         limit: The most predictions of each text.
+        continuations: So many prompts of each text are continued greedily, by the model and by ``against``, and the
+            continuations are compared. Needs sacrebleu.
+        continuation_tokens: The most new tokens of each; default: 64.
+        prompt_tokens: Tokens of each prompt; default: 64.
+        exact_match: Files of questions about sounds, pictures and texts, each with the right answer, as JSON lines:
+            ``{"audio": "bird.wav", "text": "bird"}``, with ``image`` or ``prompt`` instead or beside. Both models
+            answer greedily.
+        answer_tokens: The most tokens of an answer; default: 32.
         memory: Ceiling for the whole process, both models and their logits together.
         expert_memory: Size of each model's arena of experts, as for :func:`coterie.load`.
         component: As for :func:`coterie.load`, for both.
@@ -120,6 +138,13 @@ def evaluate(
         context=context,
         stride=stride,
         limit=limit,
+        asked=Asked(
+            continuations=continuations,
+            continuation_tokens=continuation_tokens,
+            prompt_tokens=prompt_tokens,
+            exact_match=tuple(exact_match),
+            answer_tokens=answer_tokens,
+        ),
         adapt_experts=adapt_experts,
         journal=journal,
         progress=progress,
@@ -136,14 +161,16 @@ def evaluate_opening(
     context: int | None = None,
     stride: int | None = None,
     limit: int | None = None,
+    asked: Asked | None = None,
     adapt_experts: str | AdaptiveExperts | None = None,
     journal: str | Path | None = None,
     progress: ProgressCallback | None = None,
 ) -> Evaluation:
     """:func:`evaluate`, told how the models are opened in one piece."""
     opening.check()
-    if not texts:
-        raise UsageError("There is no text to evaluate with.", advice="Name one or more UTF-8 files.")
+    asked = asked or Asked()
+    _check_material(texts, asked, {"context": context, "stride": stride, "limit": limit})
+    asked.check(texts=bool(texts), compared=against is not None)
     if reference is not None and against is None:
         raise UsageError(
             "A reference keeps the logits of the full model, and none is named.", advice="Name it: against."
@@ -167,6 +194,16 @@ def evaluate_opening(
     tokenised = tokenise(subject, full, contents, limit)
     room, step = steps(tokenised, inputs, stride)
     plans = [plan_windows(len(text.ids), room, step) for text in tokenised]
+    windows = [
+        WindowTask(key=(t, w), text=text, window=window, subject=subject)
+        for t, (text, plan) in enumerate(zip(tokenised, plans, strict=True))
+        for w, window in enumerate(plan)
+    ]
+    prompts = asked.prompts(tokenised)
+    questions = asked.questions(subject.processors) if asked.exact_match else []
+    prompted: list[Prompted] = [*prompts, *questions]
+    check_length(subject, full, prompted)
+    longest = inputs if windows else 0
     with ExitStack() as stack:
         record = None
         if journal is not None:
@@ -175,9 +212,19 @@ def evaluate_opening(
         kept = None
         if reference is not None and full is not None:
             kept = Reference(reference, _reference_header(full, tokenised, inputs, step, in_steps=subject.in_order))
-        run = Run(subject, full, tokenised, plans, inputs, record, kept, progress)
+        run = Run(
+            subject,
+            full,
+            windows,
+            [PromptTask(prompt=prompt, subject=subject, full_subject=full) for prompt in prompted],
+            inputs=longest,
+            length=max([longest, *(prompt.length for prompt in prompted)]),
+            journal=record,
+            kept=kept,
+            progress=progress,
+        )
         run.finish()
-    scores, (reads, full_reads) = run.scores(), run.reads()
+    scores, said, (reads, full_reads) = run.scores(), run.continuations(), run.reads()
     starts = [block_starts([window.tokens for window in plan], room) for plan in plans]
     return Evaluation(
         model=subject.facts,
@@ -194,8 +241,25 @@ def evaluate_opening(
         texts=tuple(
             measure(text.name, [one], [begins]) for text, one, begins in zip(tokenised, scores, starts, strict=True)
         ),
-        total=measure("all", scores, starts),
+        total=measure("all", scores, starts) if windows else None,
+        continuations=_compared(subject, prompts, said[: len(prompts)]) if prompts else None,
+        exact_match=match(subject.tokenizer, questions, said[len(prompts) :], compared=full is not None),
     )
+
+
+def _check_material(texts: Sequence[str | Path], asked: Asked, of_texts: Mapping[str, int | None]) -> None:
+    if texts:
+        return
+    if not asked.exact_match:
+        raise UsageError("There is no text to evaluate with.", advice="Name one or more UTF-8 files, or questions.")
+    said = [name for name, value in of_texts.items() if value is not None]
+    if said:
+        raise UsageError(f"{said[0]} is about texts, and there is none.", advice="Name one or more UTF-8 files.")
+
+
+def _compared(subject: Subject, prompts: Sequence[Prompt], said: Sequence[Continued]) -> Continuations:
+    found = [(one.ids, one.full_ids or ()) for one in said]
+    return compare_continuations(subject.tokenizer, prompts, found)
 
 
 def _reference_header(

@@ -12,7 +12,8 @@ from typing import Any
 from coterie.engine import ModelSource, open_source, open_streamed
 from coterie.engine.source import text_component
 from coterie.evaluate.evaluation import ModelFacts
-from coterie.hf.tokenizer import check_tokenizer, embedding_rows, load_tokenizer
+from coterie.generation.processors import Processors
+from coterie.hf.tokenizer import check_tokenizer, embedding_rows
 from coterie.spec import AdaptiveExperts
 from coterie.spec.opening import Opening
 
@@ -39,9 +40,14 @@ class Subject:
         )
 
     @cached_property
+    def processors(self) -> Processors:
+        """What makes its inputs."""
+        return Processors(self.source.directory, store=self.source.store)
+
+    @property
     def tokenizer(self) -> Any:
         """The tokenizer of its directory."""
-        return load_tokenizer(self.source.directory)
+        return self.processors.tokenizer
 
     @cached_property
     def _part(self) -> str | None:

@@ -28,7 +28,7 @@ from coterie.spec.events import (
     StepEnded,
     StepStarted,
 )
-from coterie.spec.extras import install_advice
+from coterie.spec.extras import install_advice, optional_package
 from coterie.spec.keys import BankKey, ExpertKey
 from coterie.spec.layout import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, Field, RecordLayout, round_up
 from coterie.spec.sizes import format_bytes, format_ranges, parse_bytes, parse_ranges, share_nbytes
@@ -76,6 +76,7 @@ __all__ = [
     "format_bytes",
     "format_ranges",
     "install_advice",
+    "optional_package",
     "parse_bytes",
     "parse_ranges",
     "round_up",

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from coterie.analysis import activation_figure, load_figure, picture_format, render
-from coterie.analysis.packages import optional_package
 from coterie.analysis.plots.canvas import LINES, WIDTH
 from coterie.errors import MissingPackageError, UsageError
 from coterie.profiles import Profile
+from coterie.spec import optional_package
 from profiles.conftest import planted, planted_once  # noqa: F401 - a fixture
 
 DRAW = (
@@ -80,4 +80,4 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch, planted):  # noqa
     assert seen.value.package == "matplotlib"
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
     with pytest.raises(MissingPackageError, match="Clustering router rows needs scikit-learn"):
-        optional_package("sklearn.cluster", "Clustering router rows needs")
+        optional_package("sklearn.cluster", "Clustering router rows needs", extra="analysis")

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from coterie.analysis.matrices import Floats
-from coterie.analysis.packages import optional_package
 from coterie.errors import UsageError
+from coterie.spec import optional_package
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +69,7 @@ def style() -> Iterator[None]:
     Raises:
         MissingPackageError: If Matplotlib is not installed.
     """
-    matplotlib = optional_package("matplotlib", "Drawing needs")
+    matplotlib = optional_package("matplotlib", "Drawing needs", extra="analysis")
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_SETTINGS)
@@ -83,7 +83,7 @@ def new_figure(title: str, height: float) -> Figure:
         title: What it shows.
         height: In inches.
     """
-    figure: Figure = optional_package("matplotlib.figure", "Drawing needs").Figure(
+    figure: Figure = optional_package("matplotlib.figure", "Drawing needs", extra="analysis").Figure(
         figsize=(WIDTH, height), layout="constrained"
     )
     figure.suptitle(title)
@@ -107,13 +107,13 @@ class Shading:
     @classmethod
     def from_zero(cls, values: Floats) -> Shading:
         """From dark blue at zero to yellow at the largest value, lighter all the way."""
-        colors: Colormap = optional_package("matplotlib", "Drawing needs").colormaps[SEQUENTIAL]
+        colors: Colormap = optional_package("matplotlib", "Drawing needs", extra="analysis").colormaps[SEQUENTIAL]
         return cls(colors=colors.with_extremes(bad=_ABSENT), low=0.0, high=_largest(values))
 
     @classmethod
     def around_zero(cls, values: Floats) -> Shading:
         """From blue over almost white at zero to orange, alike to people who do not tell red from green."""
-        made = optional_package("matplotlib.colors", "Drawing needs").LinearSegmentedColormap
+        made = optional_package("matplotlib.colors", "Drawing needs", extra="analysis").LinearSegmentedColormap
         colors: Colormap = made.from_list("blue-orange", _BLUE_TO_ORANGE)
         reach = _largest(np.abs(values))
         return cls(colors=colors.with_extremes(bad=_ABSENT), low=-reach, high=reach)

@@ -8,12 +8,12 @@ import numpy as np
 
 from coterie.analysis.clusters import Labels
 from coterie.analysis.matrices import Floats
-from coterie.analysis.packages import optional_package
 from coterie.analysis.plots.canvas import Shading, draw_map, new_figure, number_ticks, style
 from coterie.analysis.plots.selection import described, layer_table
 from coterie.errors import UsageError
 from coterie.profiles import Profile, ProfileDatabase
 from coterie.profiles.companions import lifts, pair_counts, pair_matrix
+from coterie.spec import optional_package
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,7 +95,7 @@ def companions_first(lift: Floats) -> Labels:
     """
     if len(lift) < 3:
         return np.arange(len(lift))
-    hierarchy = optional_package("scipy.cluster.hierarchy", "Ordering experts needs")
+    hierarchy = optional_package("scipy.cluster.hierarchy", "Ordering experts needs", extra="analysis")
     distances = 1 / (1 + lift[np.triu_indices(len(lift), 1)])
     tree = hierarchy.linkage(distances, "average", optimal_ordering=True)
     found: Labels = hierarchy.leaves_list(tree).astype(np.intp)

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from coterie.analysis.packages import optional_package
 from coterie.analysis.plots.canvas import EQUAL, LINES, SEQUENTIAL, new_figure, number_ticks, style
 from coterie.analysis.plots.selection import bank_labels, component_tables, described
 from coterie.profiles import Profile, expert_load
 from coterie.profiles.load import TOP_SHARE
-from coterie.spec import BankKey
+from coterie.spec import BankKey, optional_package
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +59,7 @@ def load_figure(
     left.set_ylabel("Gini (0: even); share of activations")
     number_ticks(left, "x", bank_labels([BankKey(one.component, one.layer, one.bank) for one in load.layers]))
     left.legend(loc="upper right")
-    shades = optional_package("matplotlib", "Drawing needs").colormaps[SEQUENTIAL](
+    shades = optional_package("matplotlib", "Drawing needs", extra="analysis").colormaps[SEQUENTIAL](
         np.linspace(0, _LIGHTEST, len(load.layers))
     )
     for layer, shade in zip(load.layers, shades, strict=True):
