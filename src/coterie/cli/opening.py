@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from coterie.cli.console import notes, print_note, print_warning
 from coterie.cli.options import OPENING_OPTIONS, EvictionOption
-from coterie.cluster.connection import check_ray
+from coterie.cluster.spreading import check_spreading
 from coterie.cluster.workers import RemoteModel
 from coterie.errors import UsageError
 from coterie.spec import DEFAULT_WARM
@@ -130,7 +130,7 @@ def remote_model(path: str, opening: Opening, ray: str | None) -> RemoteModel | 
     """
     if ray is None:
         return None
-    check_ray("Workers of a cluster")
+    check_spreading(opening)
     return RemoteModel(path=path, opening=opening, address=ray)
 
 

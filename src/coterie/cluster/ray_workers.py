@@ -99,19 +99,22 @@ def _machine() -> str:
 
 
 class _Taken(Generic[Item, Shard, Result]):
-    """An item whose turn to be handed on has not come."""
+    """An item whose turn to be handed on has not come.
 
-    def __init__(self, item: Item, shard: Shard | None) -> None:
+    Its shard is made when somebody has time for it, and not kept: it may be large.
+    """
+
+    def __init__(self, item: Item, shard: Callable[[Item], Shard | None]) -> None:
         self.item = item
         self.shard = shard
-        self.done = shard is None
+        self.done = False
         self.result: Result | None = None
         self.error: CoterieError | None = None
         self.losses = 0
 
     def finish(self, found: Any) -> None:
         """Keeps what a worker gave."""
-        self.done, self.shard = True, None
+        self.done = True
         if isinstance(found, _Failed):
             self.error = found.error
         else:
@@ -184,9 +187,8 @@ class RayWorkers(Generic[Shard, Result]):
                     # What came before it is handed on first, as it would be with one worker.
                     ended, error = True, found
                 else:
-                    taken.append(_Taken(item, shard(item)))
-                    if not taken[-1].done:
-                        self._waiting.append(taken[-1])
+                    taken.append(_Taken(item, shard))
+                    self._waiting.append(taken[-1])
             self._hand_out()
             if not taken:
                 if error is not None:
@@ -207,8 +209,16 @@ class RayWorkers(Generic[Shard, Result]):
             if not free:
                 return
             hand, one = min(free, key=lambda hand: hand.shards), self._waiting.popleft()
+            try:
+                shard = one.shard(one.item)
+            except CoterieError as error:
+                one.done, one.error = True, error
+                continue
+            if shard is None:
+                one.done = True
+                continue
             hand.shards += 1
-            self._asked[hand.actor.run.remote(one.shard)] = hand, one
+            self._asked[hand.actor.run.remote(shard)] = hand, one
 
     def _await(self, hand: _Hand) -> None:
         """Asks for a worker's process, which may not run yet; what Ray starts again, it asks again."""

@@ -7,8 +7,20 @@ from contextlib import contextmanager
 
 from coterie.cluster.connection import check_ray
 from coterie.cluster.placement import Placement
-from coterie.cluster.workers import RemoteModel, Result, Shard, Work, WorkerFacts, Workers
+from coterie.cluster.workers import RemoteModel, Result, Shard, Work, WorkerFacts, Workers, check_memory
+from coterie.spec.opening import Opening
 from coterie.spec.sizes import parse_bytes
+
+
+def check_spreading(opening: Opening) -> None:
+    """Finds out, before anything is opened, that no worker could open a model so.
+
+    Raises:
+        MissingPackageError: If Ray is not installed.
+        UsageError: If it is not said what a worker may take.
+    """
+    check_ray("Workers of a cluster")
+    check_memory(opening)
 
 
 @contextmanager
@@ -32,7 +44,7 @@ def spread(
         KeyboardInterrupt: If ``should_stop`` says so.
         ClusterError: If a worker cannot open the model, or has another one.
     """
-    check_ray("Workers of a cluster")
+    check_spreading(model.opening)
     from coterie.cluster.ray_workers import ray_workers
 
     memory, threads = model.opening.memory, model.opening.threads

@@ -34,18 +34,27 @@ class RemoteModel:
     address: str
 
     def __post_init__(self) -> None:
-        if self.opening.memory is None:
-            raise UsageError(
-                "Several workers may share a machine, and nothing says what each may take of it.",
-                advice="Add --memory, which is meant for each.",
-            )
+        check_memory(self.opening)
         source = self.opening.source
-        opening = replace(self.opening, source=None if source is None else _place(source))
-        object.__setattr__(self, "path", _place(self.path))
+        opening = replace(self.opening, source=None if source is None else place_of(source))
+        object.__setattr__(self, "path", place_of(self.path))
         object.__setattr__(self, "opening", opening)
 
 
-def _place(model: str | Path) -> str:
+def check_memory(opening: Opening) -> None:
+    """Refuses an opening that does not say what a worker may take.
+
+    Raises:
+        UsageError: If it does not.
+    """
+    if opening.memory is None:
+        raise UsageError(
+            "Several workers may share a machine, and nothing says what each may take of it.",
+            advice="Add --memory, which is meant for each.",
+        )
+
+
+def place_of(model: str | Path) -> str:
     """What names a model in any directory: workers do not run in this one."""
     if model in IN_PACKAGE:
         return str(model)

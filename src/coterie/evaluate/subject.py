@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ class Subject:
     path: str | Path
     opening: Opening
     adapt_experts: str | AdaptiveExperts | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is opened, which every process opens for itself."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def source(self) -> ModelSource:
@@ -99,3 +103,16 @@ class Subject:
             yield model
         finally:
             model.coterie.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One of the two models, open.
+
+    Attributes:
+        subject: What it is.
+        model: From :meth:`Subject.open`.
+    """
+
+    subject: Subject
+    model: Any
