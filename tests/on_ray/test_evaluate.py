@@ -21,7 +21,8 @@ OPTIONS: dict[str, Any] = {"context": 24, "stride": 16, "memory": "1GiB", "threa
 def texts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("texts")
     for name, count in (("a.txt", 150), ("b.txt", 70)):
-        (folder / name).write_text(" ".join(f"w{3 + random.Random(n).randint(0, 80)}" for n in range(count)))
+        drawn = random.Random(count)
+        (folder / name).write_text(" ".join(f"w{drawn.randint(3, 80)}" for _ in range(count)))
     return sorted(folder.iterdir())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 from coterie.evaluate.evaluation import EvaluationProgress, ProgressCallback
 from coterie.evaluate.examining import Examination
@@ -86,10 +87,10 @@ class Run:
             return task.piece(), None if kept is None else task.kept(kept)
 
         with examination.workers(self._ray) as workers:
-            for task, finished in workers.map([*again, *to_do], shard, _never):
+            found = workers.map([*again, *to_do], shard, _never)
+            # What is computed again is for what is in memory after it.
+            for task, finished in islice(found, len(again), None):
                 assert finished is not None, "every task has a piece"
-                if task.key in self._done:  # computed again, for what is in memory after it
-                    continue
                 self._done[task.key] = finished
                 if self._journal is not None:
                     self._journal.append(task.key, finished)
