@@ -32,6 +32,7 @@ API_MODULES = (
     "coterie.profiles",
     "coterie.spec",
     "coterie.survey",
+    "coterie.calibration",
 )
 """Modules whose ``__all__`` is the public Python API, in the order of the page."""
 

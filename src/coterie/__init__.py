@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from coterie import analysis, errors, evaluate, planner, profiles, survey
+    from coterie import analysis, calibration, errors, evaluate, planner, profiles, survey
     from coterie.engine import load
     from coterie.exporting import export
     from coterie.extraction import extract, prune, quantize
@@ -57,7 +57,7 @@ _HOMES: dict[str, str] = {
 }
 """Public name -> the module that defines it. Listed for type checkers under ``TYPE_CHECKING`` above, too."""
 
-_SUBMODULES = frozenset({"analysis", "errors", "evaluate", "planner", "profiles", "survey"})
+_SUBMODULES = frozenset({"analysis", "calibration", "errors", "evaluate", "planner", "profiles", "survey"})
 
 __all__ = [
     "Conversation",
@@ -71,6 +71,7 @@ __all__ = [
     "__version__",
     "analysis",
     "build_inputs",
+    "calibration",
     "chat_inputs",
     "errors",
     "evaluate",

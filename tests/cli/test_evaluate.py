@@ -163,3 +163,20 @@ def test_answers_are_counted_and_the_telling_ones_shown(coterie, full, partial, 
     assert "asked.jsonl: answered rightly by one of the two" in outcome.out
     assert f"{100 * match['right']['value']:.1f} ({100 * match['right']['low']:.1f} – " in outcome.out
     assert coterie("evaluate", full).code == 2
+
+
+def test_a_text_that_the_store_was_calibrated_on_is_told(coterie, readable: Path, tmp_path: Path) -> None:
+    met, other = tmp_path / "met.txt", tmp_path / "other.txt"
+    for seed, path in enumerate((met, other)):
+        chosen = random.Random(seed)
+        path.write_text(" ".join(f"w{chosen.randint(3, 60)}" for _ in range(400)))
+    store = str(tmp_path / "store")
+    asked = ("--calibrate", f"prose={met}", "--calibration-tokens", "400", "--memory", "4GiB")
+    assert coterie("quantize", str(readable), store, "--scheme", "int4", *asked).code == 0
+    outcome = coterie("evaluate", store, "-t", str(met), "-t", str(other))
+    assert outcome.code == 0
+    said = " ".join(outcome.err.split())
+    assert "met.txt: the store was calibrated on about 100 % of this text" in said
+    assert "other.txt: the store" not in said
+    shown = json.loads(coterie("evaluate", store, "-t", str(met), "-t", str(other), "--json").out)
+    assert shown["calibrated_on"] == [1.0, 0.0]

@@ -57,3 +57,48 @@ def test_a_file_gives_each_matrix_a_scheme(coterie, native: str, tmp_path: Path)
     both = coterie("quantize", native, str(tmp_path / "other"), *options, "--scheme", "int4")
     assert both.code == 2
     assert "leave out --scheme" in both.err
+
+
+def test_codes_are_calibrated(coterie, readable: Path, tmp_path: Path) -> None:
+    text = tmp_path / "words.txt"
+    text.write_text(" ".join(f"w{number % 60 + 3}" for number in range(200)))
+    store = str(tmp_path / "small")
+    asked = ("quantize", str(readable), store, "--scheme", "int4", "--calibrate", f"code={text}")
+    assert coterie(*asked, "--calibration-tokens", "150", "--memory", "4GiB").code == 0
+    manifest = json.loads((tmp_path / "small" / "coterie.json").read_text())
+    assert manifest["calibration"]["tokens"] == {"code": 150}
+    assert coterie("verify", store, "--against", str(readable)).code == 0
+
+
+def test_codes_are_calibrated_with_what_comes_with_the_package(coterie, readable: Path, tmp_path: Path) -> None:
+    text = tmp_path / "words.txt"
+    text.write_text(" ".join(f"w{number % 60 + 3}" for number in range(200)))
+    store = str(tmp_path / "small")
+    asked = (
+        "quantize",
+        str(readable),
+        store,
+        "--scheme",
+        "int4",
+        "--calibrate",
+        "default",
+        "--calibrate",
+        f"own={text}",
+    )
+    outcome = coterie(*asked, "--calibration-tokens", "300", "--memory", "4GiB")
+    assert outcome.code == 0, outcome.err
+    tokens = json.loads((tmp_path / "small" / "coterie.json").read_text())["calibration"]["tokens"]
+    assert {"own", "prose", "code", "chinese", "languages"} <= set(tokens)
+    assert sum(tokens.values()) <= 300
+
+
+def test_what_calibration_needs(coterie, native: str, tmp_path: Path) -> None:
+    store = str(tmp_path / "small")
+    for options, said in (
+        (("--memory", "1GiB"), "--memory is about calibration"),
+        (("--calibration-tokens", "5"), "--calibration-tokens is about calibration"),
+        (("--calibrate", str(tmp_path)), "names no domain"),
+    ):
+        outcome = coterie("quantize", native, store, "--scheme", "int4", *options)
+        assert outcome.code == 2
+        assert said in " ".join(outcome.err.split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import xxhash
 
 from coterie.errors import ChecksumError, StoreFormatError
 from coterie.spec.dense_schemes import DenseSchemes
-from coterie.store import Store, verify_store
+from coterie.store import CalibrationFacts, RecordErrors, Store, verify_store
 from coterie.store.manifest_json import manifest_bytes, seal_manifest
 
 from .tiny import write_store
@@ -90,6 +90,31 @@ def in_parts(schemes: Any, *, version: int = 2, **other: Any) -> Callable[[Json]
     return change
 
 
+ERRORS: dict[str, Any] = {"output": 1, "nearest": 2, "weights": {"down": 3}}
+
+
+def calibrated(
+    *,
+    version: int = 4,
+    fingerprint: str = "0" * 64,
+    tokens: Any = None,
+    errors: Any = None,
+    sequences: Sequence[str] = (),
+) -> Callable[[Json], None]:
+    """Gives an expert errors, and the manifest what its codes were chosen by."""
+
+    def change(manifest: Json) -> None:
+        manifest["version"] = version
+        manifest["calibration"] = {
+            "fingerprint": fingerprint,
+            "tokens": {"code": 1} if tokens is None else tokens,
+            "sequences": list(sequences),
+        }
+        manifest["banks"][0]["segments"][0]["experts"][2]["errors"] = ERRORS if errors is None else errors
+
+    return change
+
+
 SMALL = "gate_up|down/small"
 FIELD = ("layouts", SMALL, "fields", 0)
 
@@ -112,7 +137,7 @@ MANIFEST_CASES: list[tuple[str, str, Callable[[Json], None]]] = [
     ("R5", "the top level", at("format", value="safetensors")),
     ("R5", "the top level", at("version", value=REMOVED)),
     ("R5", "version", at("version", value=0)),
-    ("R5", "version", at("version", value=4)),
+    ("R5", "version", at("version", value=5)),
     ("R4", "version", at("version", value=True)),
     ("R6", "model.identity", at("model", "identity", value="ABCDEF0123456789")),
     ("R6", "source.integrity", at("source", "integrity", value="abc")),
@@ -185,6 +210,28 @@ MANIFEST_CASES: list[tuple[str, str, Callable[[Json], None]]] = [
     ("R33", "dense.schemes.vocoder", in_parts({"attention": "int8", "vocoder": "native"})),
     ("R33", "dense.schemes.head", in_parts({"attention": "int8", "head": "int7"})),
     ("R33", "dense.schemes", in_parts({})),
+    ("R3", "the top level", at("version", value=4)),
+    ("R3", "the top level", calibrated(version=1)),
+    ("R35", "calibration.fingerprint", calibrated(fingerprint="x")),
+    ("R35", "calibration.tokens.code", calibrated(tokens={"code": 0})),
+    ("R4", "calibration.tokens", calibrated(tokens={str(number): 1 for number in range(1025)})),
+    (
+        "R35",
+        "banks[0].segments[0].experts[2].errors.output",
+        calibrated(errors={"output": 3, "nearest": 2, "weights": {"down": 1}}),
+    ),
+    ("R35", "banks[0].segments[0].experts[2].errors.nearest", calibrated(errors={**ERRORS, "nearest": 10**15 + 1})),
+    ("R35", "banks[0].segments[0].experts[2].errors.weights", calibrated(errors={**ERRORS, "weights": {}})),
+    (
+        "R35",
+        "banks[0].segments[0].experts[2].errors.weights.down",
+        calibrated(errors={**ERRORS, "weights": {"down": -1}}),
+    ),
+    ("R35", "calibration.sequences[0]", calibrated(sequences=["x" * 16])),
+    ("R35", "calibration.sequences[1]", calibrated(sequences=["0" * 16, "0" * 16])),
+    ("R3", "banks[0].segments[0].experts[2].errors", calibrated(errors={"output": 1})),
+    ("R35", "banks", record("errors", ERRORS, 2)),
+    ("R35", "banks[0].segments[0].experts[0].errors", record("errors", ERRORS)),
     ("R34", "version", at("version", value=3)),
     ("R34", "version", at("dense", "scheme", value="int3")),
     ("R34", "version", in_parts({"attention": "int8", "head": "int2"})),
@@ -506,7 +553,7 @@ def test_file_rules(rule: str, kind: str, file: str, place: str, change: Callabl
 
 def test_every_rule_of_the_document_has_a_malformed_store() -> None:
     documented = re.findall(r"^- \*\*(R\d+)\*\*", DOCUMENT.read_text(), re.MULTILINE)
-    assert len(documented) == len(set(documented)) == 34
+    assert len(documented) == len(set(documented)) == 35
     tested = {case[0] for cases in (MANIFEST_CASES, TEXT_CASES, FILE_CASES) for case in cases}
     assert tested == set(documented)
 
@@ -531,9 +578,18 @@ def test_schemes_that_earlier_versions_do_not_have(store: Path, schemes: dict[st
     assert manifest_bytes(manifest).strip() == (store / "coterie.json").read_bytes()
 
 
+def test_what_calibrated_records_are_off_by_is_read_as_it_was_written(store: Path) -> None:
+    edit_manifest(store, calibrated())
+    manifest = Store.open(store).manifest
+    assert manifest.version == 4
+    assert manifest.banks[0].segments[0].records[2].errors == RecordErrors(**ERRORS)
+    assert manifest.calibration == CalibrationFacts(fingerprint="0" * 64, tokens={"code": 1})
+    assert manifest_bytes(manifest).strip() == (store / "coterie.json").read_bytes()
+
+
 def test_a_store_of_a_later_version_says_what_to_do(store: Path) -> None:
-    edit_manifest(store, at("version", value=4))
-    with pytest.raises(StoreFormatError, match=r"version 4, this program reads versions 1 to 3.*newer Coterie"):
+    edit_manifest(store, at("version", value=5))
+    with pytest.raises(StoreFormatError, match=r"version 5, this program reads versions 1 to 4.*newer Coterie"):
         Store.open(store)
 
 

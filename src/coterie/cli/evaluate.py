@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from coterie.evaluate import Evaluation, EvaluationProgress, Quality, Reads
 
 _PLAIN_PROGRESS_SECONDS = 10.0
+_CALIBRATED_SHARE = 0.02
+"""Of a text that a store was calibrated on, from which on it is told: less are phrases that everybody writes."""
 
 
 @opens_model(without=("prefetch", "profile", "warm", "pin", "max_context"))
@@ -268,6 +270,12 @@ def _print(evaluation: Evaluation) -> None:
         print_note(
             "A text of less than two windows gives no confidence interval: use more text, or a smaller --context."
         )
+    for row, share in zip(evaluation.texts, evaluation.calibrated_on or (), strict=False):
+        if share >= _CALIBRATED_SHARE:
+            print_note(
+                f"{row.name}: the store was calibrated on about {round(100 * share)} % of this text. Its figures "
+                "flatter the store: evaluate with documents that calibration did not see."
+            )
     if evaluation.against is not None and evaluation.against.identity != evaluation.model.identity:
         print_note("The two have different routers: they are not the same model in two forms.")
 

@@ -12,16 +12,16 @@ from coterie.cli import options as shared
 from coterie.cli.console import plain_table, print_json, print_note, print_table, print_warning
 from coterie.cli.generation_options import QuietOption
 from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
+from coterie.cli.material import gather_material
 from coterie.cli.opening import import_engine, open_model, opens_model, quiet_terminal, remote_model
 from coterie.cli.progress import work_progress
-from coterie.errors import UsageError
 from coterie.spec import DEFAULT_LABEL
 from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
     from coterie.cluster.workers import RemoteModel
     from coterie.generation.opened import OpenModel
-    from coterie.survey import Material, Survey
+    from coterie.survey import Survey
 
 
 @opens_model(without=("prefetch", "profile", "warm", "pin", "drop_cold", "verify_reads"))
@@ -129,7 +129,7 @@ def record(
     if opening.max_context is None and context is not None:
         opening = replace(opening, max_context=max(context, 4096))
     remote = remote_model(model, opening, ray)
-    material = _gather(text, speech, images)
+    material = gather_material(text, speech, images, option="--text")
     import_engine(quiet=quiet or as_json)
     from coterie.survey import WorkDone, survey, without_repetitions
 
@@ -162,36 +162,6 @@ def record(
     _print(found, as_json=as_json, quiet=quiet)
     if found.interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
-
-
-def _gather(text: list[str] | None, speech: list[str] | None, images: list[str] | None) -> list[Material]:
-    from coterie.survey import gather
-
-    found: list[Material] = []
-    for place in text or []:
-        domain, path = _split(place)
-        if domain is None:
-            raise UsageError(
-                f"--text {place} names no domain.", advice=f"Write --text DOMAIN={place}, such as code={place}."
-            )
-        found += gather("text", domain, path)
-    for place in speech or []:
-        domain, path = _split(place)
-        found += gather("speech", domain or "speech", path)
-    for place in images or []:
-        domain, path = _split(place)
-        found += gather("images", domain or "images", path)
-    if not found:
-        raise UsageError(
-            "There is nothing to run the model over.", advice="Give --text DOMAIN=PATH, --speech PATH or --images PATH."
-        )
-    return found
-
-
-def _split(place: str) -> tuple[str | None, str]:
-    """DOMAIN=PATH; without a domain, or where the equals sign belongs to the path, None and the whole."""
-    domain, equals, path = place.partition("=")
-    return (domain, path) if equals and "/" not in domain else (None, place)
 
 
 def _print(found: Survey, *, as_json: bool, quiet: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from coterie.errors import MemoryBudgetError, UsageError
 from coterie.files.replacing import replacing
 from coterie.hf.banks import ExpertBank
 from coterie.integration import Attachment
-from coterie.passes import ExpertLimit
+from coterie.passes import ExpertLimit, StreamedBank
 from coterie.plan.budget import MemoryPlan
 from coterie.plan.machine import process_memory
 from coterie.spec import DEFAULT_DOMAIN, AdaptiveExperts, BankKey, Observer
@@ -94,6 +94,11 @@ class Runtime:
     def expert_banks(self) -> list[ExpertBank]:
         """Where each bank is in the model, and what its experts are made of."""
         return [streamed.bank for streamed in self._attachment.banks.values()]
+
+    @property
+    def streamed_banks(self) -> Mapping[BankKey, StreamedBank]:
+        """The banks at work, by key."""
+        return self._attachment.banks
 
     @property
     def missing(self) -> Missing | None:

@@ -54,6 +54,8 @@ class Evaluation:
         adapt_experts: Which of the chosen experts were left out, or None.
         reads: What the model read, if tokens were computed one by one because of ``drop_cold``; else None.
         full_reads: What the full model read, which left nothing out; None likewise.
+        calibrated_on: About which share of each text is among what the model's codes were calibrated on; None if it is
+            not a calibrated store. Figures of such a text flatter the model.
         level: Confidence level of the intervals.
         texts: The figures of each text.
         total: Those of all together; None if there are no texts.
@@ -73,6 +75,7 @@ class Evaluation:
     adapt_experts: str | None = None
     reads: Reads | None = None
     full_reads: Reads | None = None
+    calibrated_on: tuple[float, ...] | None = None
     level: float = LEVEL
     texts: tuple[Quality, ...]
     total: Quality | None

@@ -248,6 +248,7 @@ def evaluate_opening(
         adapt_experts=None if adapt_experts is None else str(adapt_experts),
         reads=reads,
         full_reads=full_reads,
+        calibrated_on=subject.calibrated_on(tokenised),
         texts=tuple(
             measure(text.name, [one], [begins]) for text, one, begins in zip(tokenised, scores, starts, strict=True)
         ),

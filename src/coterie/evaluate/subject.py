@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -12,6 +12,8 @@ from typing import Any
 from coterie.engine import ModelSource, open_source, open_streamed
 from coterie.engine.source import text_component
 from coterie.evaluate.evaluation import ModelFacts
+from coterie.evaluate.overlap import shared
+from coterie.evaluate.texts import Text
 from coterie.generation.processors import Processors
 from coterie.hf.tokenizer import check_tokenizer, embedding_rows
 from coterie.spec import AdaptiveExperts
@@ -69,6 +71,12 @@ class Subject:
             experts=sum(len(ids) for ids in self.source.present.values()),
             total_experts=sum(self.source.num_experts.values()),
         )
+
+    def calibrated_on(self, texts: Sequence[Text]) -> tuple[float, ...] | None:
+        """About which share of each text the codes of its experts were calibrated on; None if they were not."""
+        store = self.source.store
+        facts = None if store is None else store.manifest.calibration
+        return None if facts is None else tuple(shared(text.ids, facts.sequences) for text in texts)
 
     @property
     def fingerprint(self) -> str:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Literal
 
 from coterie.errors import CoterieError
+from coterie.extraction.calibrating import Calibrator, Stopped
 from coterie.extraction.progress import Meter
 from coterie.extraction.quantising import SchemedExperts, SchemeOf, one_scheme
 from coterie.extraction.spans import SCRATCH_BYTES, SpanReader
@@ -82,6 +84,7 @@ class Copier:
         meter: Told about every byte written.
         workers: Threads.
         scheme: In which experts are written: one for all, or for each.
+        calibrator: Chooses the codes of experts that are quantised, with one worker; None to round to nearest.
     """
 
     def __init__(
@@ -93,14 +96,17 @@ class Copier:
         *,
         workers: int,
         scheme: str | SchemeOf = NATIVE,
+        calibrator: Calibrator | None = None,
     ) -> None:
+        assert calibrator is None or workers == 1, "it knows of one expert at a time"
+        self._calibrator = calibrator
         self._origin = origin
         self._writer = writer
         self._dense = dense
         self._meter = meter
         self._workers = workers
         self._reader = SpanReader()
-        self._experts = SchemedExperts(origin, one_scheme(scheme))
+        self._experts = SchemedExperts(origin, one_scheme(scheme), calibrator)
         self._decoder = RecordReader(self._experts, verify=True)
         self._open: list[_OpenBank] = []
         self._lock = threading.Lock()
@@ -146,7 +152,12 @@ class Copier:
             bank = _OpenBank(self._writer.bank(key), len(experts))
             bank.writer.__enter__()
             self._open.append(bank)
-            for expert in sorted(experts, key=lambda expert: self._place(key.expert(expert))):
+            ordered: Iterable[int] = sorted(experts, key=lambda expert: self._place(key.expert(expert)))
+            if self._calibrator is not None:
+                computed = [expert for expert in ordered if not self._experts.is_there(key.expert(expert))]
+                copied = [expert for expert in ordered if self._experts.is_there(key.expert(expert))]
+                ordered = chain(copied, self._calibrator.order(key, computed, self._stop.is_set))
+            for expert in ordered:
                 yield bank, key.expert(expert)
 
     def _place(self, key: ExpertKey) -> tuple[str, int]:
@@ -186,7 +197,7 @@ class Copier:
             self._decoder.read(key, layout, record)
         else:
             self._reader.read(key, layout, extents, record, scratch)
-        bank.writer.write(key.expert, record)
+        bank.writer.write(key.expert, record, errors=self._experts.take_errors(key))
         self._meter.advance(layout.nbytes)
         if bank.is_last():
             with self._lock:
@@ -201,22 +212,19 @@ class Copier:
     def _pieces(self, tensor: DenseTensor) -> Iterator[memoryview | bytes]:
         for piece in tensor.chunks():
             if self._stop.is_set():
-                raise _Stopped
+                raise Stopped
             yield piece
             self._meter.advance(len(piece))
 
     def _fail(self, error: BaseException) -> None:
-        with self._lock:
-            if self._error is None:
-                self._error = error
+        # First: who holds the lock may be a calibrator, which gives up when it sees this.
         self._stop.set()
+        with self._lock:
+            if self._error is None or isinstance(self._error, Stopped):
+                self._error = error
 
     def _abandon(self, error: BaseException) -> None:
         for bank in self._open:
             with suppress(CoterieError, OSError):
                 bank.writer.__exit__(type(error))
         self._open.clear()
-
-
-class _Stopped(Exception):
-    """Ends the copying of dense tensors when another worker has failed; never leaves this module."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
 
 from coterie.errors import ExtractionError, UsageError
+from coterie.extraction.calibrating import Calibration, ModelCalibration, check_calibration
 from coterie.extraction.copying import Copier, worker_count
 from coterie.extraction.dense_choice import default_dense_schemes, settle_dense_schemes
 from coterie.extraction.expert_schemes import chosen_schemes
@@ -36,7 +38,7 @@ from coterie.records.files import file_stamps, first_changed
 from coterie.spec import BankKey
 from coterie.spec.dense_schemes import DenseRequest, DenseSchemes
 from coterie.spec.encodings import NATIVE
-from coterie.store import StoreWriter, Survey, SurveyedFile, is_store, survey
+from coterie.store import StoreWriter, Survey, SurveyedFile, is_store, names, survey
 from coterie.store.manifest_file import load_manifest
 from coterie.store.syscalls import SystemCalls
 
@@ -124,6 +126,7 @@ def extract(
     scheme: str | None = None,
     expert_schemes: str | Path | Mapping[str, Any] | None = None,
     dense_scheme: str | Mapping[str, str] | None = None,
+    calibration: Calibration | None = None,
     revision: str | None = None,
     offline: bool = False,
     dry_run: bool = False,
@@ -164,6 +167,8 @@ def extract(
             named; one scheme for all is ``rest`` alone. Both leave out the code predictor of a model that speaks, which
             has to be named. Default: as the store has them; in a new store of a model that speaks, if its experts are
             stored with losses, ``int8`` for everything but encoders; else ``native``.
+        calibration: What the codes of experts are chosen by, such as :class:`coterie.calibration.Calibration`; by
+            default by their weights alone. Only for a new store.
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine.
         dry_run: Write and download no weights; report what would be done.
@@ -220,7 +225,13 @@ def extract(
         chosen = most_used(origin, top, profile, domain=domain, modalities=modalities)
     four_bits = FourBits.of(origin, chosen) if undecided else None
     options = WriteOptions(
-        dry_run=dry_run, restart=restart, planned=planned, progress=progress, workers=workers, calls=calls
+        dry_run=dry_run,
+        restart=restart,
+        planned=planned,
+        progress=progress,
+        workers=workers,
+        calls=calls,
+        calibration=None if calibration is None else calibration.of(checkpoint, revision=revision, offline=offline),
     )
     report = make_store(origin, root, chosen, scheme_of, dense_schemes, options, four_bits=four_bits)
     return replace(report, seconds=monotonic() - start)
@@ -236,6 +247,7 @@ class WriteOptions:
     progress: ProgressCallback | None = None
     workers: int | None = None
     calls: SystemCalls | None = None
+    calibration: ModelCalibration | None = None
 
 
 def make_store(
@@ -266,7 +278,10 @@ def make_store(
     check_apart(root, origin.directory)
     origin.warn_left_out()
     check_tokenizer(origin.directory, embedding_rows(origin.model.skeleton))
-    plan = plan_extraction(origin, chosen, scheme, dense_schemes)
+    facts = None if options.calibration is None else options.calibration.facts()
+    if facts is not None:
+        check_calibration(root, origin, scheme, chosen, facts)
+    plan = plan_extraction(origin, chosen, scheme, dense_schemes, facts)
     downloads = missing_downloads(origin, plan.tensors)
     if not downloads:
         plan = with_fingerprints(plan, origin)
@@ -350,8 +365,14 @@ def _write(
         if not writer.dense_done:
             total += sum(tensor.nbytes for tensor in plan.dense)
         meter = Meter("extract", total, options.progress)
-        workers = options.workers or worker_count(origin, computed=scheme != NATIVE)
-        Copier(origin, writer, plan.dense, meter, workers=workers, scheme=scheme).run()
+        with ExitStack() as stack:
+            workers = options.workers or worker_count(origin, computed=scheme != NATIVE)
+            calibrator = None
+            if options.calibration is not None:
+                folder = root / names.CALIBRATION
+                calibrator = stack.enter_context(options.calibration.begin(origin, folder, writer.missing_banks()))
+                workers = 1
+            Copier(origin, writer, plan.dense, meter, workers=workers, scheme=scheme, calibrator=calibrator).run()
         for name in writer.missing_files():
             if name in plan.changed_files:
                 writer.write_file(name, plan.changed_files[name])

@@ -12,7 +12,7 @@ from coterie.origins import Origin
 from coterie.spec import BankKey, ExpertKey
 from coterie.spec.dense_schemes import NATIVE_EVERYWHERE, DenseSchemes
 from coterie.spec.encodings import NATIVE
-from coterie.store import BankPlan, DenseTensor, ModelFacts, PlannedExpert, SourceFacts, StorePlan
+from coterie.store import BankPlan, CalibrationFacts, DenseTensor, ModelFacts, PlannedExpert, SourceFacts, StorePlan
 
 _UNKNOWN = "0" * 32
 
@@ -41,6 +41,7 @@ def plan_extraction(
     chosen: Mapping[BankKey, tuple[int, ...]],
     scheme: str | SchemeOf = NATIVE,
     dense_schemes: DenseSchemes = NATIVE_EVERYWHERE,
+    calibration: CalibrationFacts | None = None,
 ) -> ExtractionPlan:
     """Plans a store that holds the chosen experts and everything that is not an expert. Reads no tensor.
 
@@ -61,6 +62,7 @@ def plan_extraction(
         ignored=tuple(sorted(origin.model.keymap.ignored)),
         dense_schemes=dense_schemes,
         made_from=origin.made_from,
+        calibration=calibration or _kept_calibration(origin, chosen, scheme),
     )
     experts = (name for key, ids in chosen.items() for e in ids for name in origin.names_of(key.expert(e)))
     return ExtractionPlan(
@@ -71,6 +73,18 @@ def plan_extraction(
         # A store has no tensors under the names of weights that are in a scheme, and nothing to download.
         tensors=tuple(name for name in dict.fromkeys([*origin.model.keymap.dense, *experts]) if name in origin.tensors),
     )
+
+
+def _kept_calibration(
+    origin: Origin, chosen: Mapping[BankKey, tuple[int, ...]], scheme: str | SchemeOf
+) -> CalibrationFacts | None:
+    """What the codes of experts that are copied as they lie were chosen by; None if none of them were chosen."""
+    if origin.calibration is None:
+        return None
+    scheme_of = one_scheme(scheme)
+    keys = (key.expert(expert) for key, ids in chosen.items() for expert in ids)
+    kept = any(scheme_of(key) == origin.scheme(key) and origin.errors(key) is not None for key in keys)
+    return origin.calibration if kept else None
 
 
 def bank_plans(

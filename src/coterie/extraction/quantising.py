@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from coterie.errors import QuantisationError, UsageError
+from coterie.extraction.calibrating import Calibrator, record_errors
 from coterie.hf.banks import ExpertBank
 from coterie.origins import Origin
 from coterie.quant import StoredMatrix, dequantise, lossy_scheme
+from coterie.quant.calibrated import MatrixError
 from coterie.quant.dtypes import record_tensors, tensor_bytes
 from coterie.records import RecordReader
 from coterie.spec import SCHEME_NAMES, BankKey, ExpertKey, Extent, RecordLayout
@@ -21,7 +23,7 @@ from coterie.spec.encodings import NATIVE, matrix_schemes, schemes_named
 from coterie.spec.parameters import StoredParameter, plan_record
 
 if TYPE_CHECKING:
-    from coterie.store import Manifest
+    from coterie.store import Manifest, RecordErrors
 
 SchemeOf = Callable[[ExpertKey], str]
 """The scheme in which an expert is wanted."""
@@ -148,29 +150,50 @@ class BankQuantiser:
             matrices=matrices,
         )
 
-    def quantise(self, key: ExpertKey, stored: memoryview, record: memoryview) -> None:
+    def quantise(
+        self, key: ExpertKey, stored: memoryview, record: memoryview, calibrator: Calibrator | None = None
+    ) -> dict[str, MatrixError]:
         """Fills the fields of ``record`` from a stored one.
+
+        Args:
+            key: The expert.
+            stored: The record that there is.
+            record: The one to be filled.
+            calibrator: Chooses the codes; None to round to nearest.
+
+        Returns:
+            What each matrix whose codes the calibrator chose is off by, by name.
 
         Raises:
             QuantisationError: If a weight is not finite; names expert and parameter.
         """
         tensors = record_tensors(stored, self.stored)
         places = iter(self.layout.fields)
+        errors: dict[str, MatrixError] = {}
         for name in self.dtypes:
-            for part in self._fields(key, name, tensors):
+            parts, off = self._fields(key, name, tensors, calibrator)
+            if off is not None:
+                errors[name] = off
+            for part in parts:
                 place = next(places)
                 record[place.offset : place.offset + place.nbytes] = tensor_bytes(part)
+        return errors
 
-    def _fields(self, key: ExpertKey, name: str, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """What is stored of one parameter."""
+    def _fields(
+        self, key: ExpertKey, name: str, tensors: Sequence[torch.Tensor], calibrator: Calibrator | None
+    ) -> tuple[tuple[torch.Tensor, ...], MatrixError | None]:
+        """What is stored of one parameter, and what it is off by if codes were chosen for it."""
         stored = self.parameters[name]
         if name not in self.matrices:
-            return tuple(tensors[position] for position in stored.positions)
-        return self._parts(key, self.matrices[name], dequantise(stored, tensors, self.dtypes[name]))
+            return tuple(tensors[position] for position in stored.positions), None
+        return self._parts(key, self.matrices[name], dequantise(stored, tensors, self.dtypes[name]), calibrator)
 
-    def _parts(self, key: ExpertKey, matrix: StoredMatrix, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _parts(
+        self, key: ExpertKey, matrix: StoredMatrix, value: torch.Tensor, calibrator: Calibrator | None
+    ) -> tuple[tuple[torch.Tensor, ...], MatrixError | None]:
         try:
-            return matrix.quantise(value)
+            chosen = None if calibrator is None else calibrator.choose(key, matrix, value)
+            return (matrix.quantise(value), None) if chosen is None else chosen
         except QuantisationError as error:
             raise QuantisationError(
                 f"Expert {key}, {matrix.parameter}: {error.message}",
@@ -189,10 +212,13 @@ class SchemedExperts:
     Args:
         origin: Where they come from.
         scheme_of: The scheme of each.
+        calibrator: Chooses the codes of those that are quantised; None to round to nearest.
     """
 
-    def __init__(self, origin: Origin, scheme_of: SchemeOf) -> None:
+    def __init__(self, origin: Origin, scheme_of: SchemeOf, calibrator: Calibrator | None = None) -> None:
         self._origin = origin
+        self._calibrator = calibrator
+        self._errors: dict[ExpertKey, RecordErrors] = {}
         self._scheme_of = scheme_of
         self._reader = RecordReader(origin, verify=True)
         self._layouts: dict[str, dict[BankKey, RecordLayout]] = {}
@@ -211,7 +237,7 @@ class SchemedExperts:
     def layout(self, key: ExpertKey) -> RecordLayout:
         """The layout of this expert's record in its scheme."""
         scheme = self._scheme_of(key)
-        if scheme != NATIVE and self._is_there(key):
+        if scheme != NATIVE and self.is_there(key):
             return self._origin.layout(key)
         if scheme not in self._layouts:
             self._layouts[scheme] = record_layouts(self._origin, scheme)
@@ -219,7 +245,7 @@ class SchemedExperts:
 
     def extents(self, key: ExpertKey) -> tuple[Extent, ...] | None:
         """Where the origin has the record's bytes; None if they must be computed."""
-        return self._origin.extents(key) if self._is_there(key) else None
+        return self._origin.extents(key) if self.is_there(key) else None
 
     def read_into(self, key: ExpertKey, record: memoryview) -> int:
         """Reads and quantises an expert; returns the bytes read.
@@ -229,7 +255,7 @@ class SchemedExperts:
             CheckpointFileError: If the expert cannot be decoded.
             ReadError: If a file cannot be read.
         """
-        if self._is_there(key):
+        if self.is_there(key):
             return self._origin.read_into(key, record)
         scheme = self._scheme_of(key)
         assert scheme != NATIVE, "what is native is there"
@@ -242,7 +268,9 @@ class SchemedExperts:
         try:
             view = memoryview(buffer)
             nbytes = self._reader.read(key, stored, view)
-            quantiser.quantise(key, view, record)
+            errors = quantiser.quantise(key, view, record, self._calibrator)
+            if errors:
+                self._errors[key] = record_errors(errors)
         finally:
             with suppress(BufferError):
                 # Tensors may still view it; it goes with the last of them.
@@ -251,7 +279,12 @@ class SchemedExperts:
 
     def checksum(self, key: ExpertKey) -> str | None:
         """That of a store's record which is given as it lies; checkpoints carry none."""
-        return self._origin.checksum(key) if self._is_there(key) else None
+        return self._origin.checksum(key) if self.is_there(key) else None
 
-    def _is_there(self, key: ExpertKey) -> bool:
+    def take_errors(self, key: ExpertKey) -> RecordErrors | None:
+        """What an expert that was read is off by, if its codes were chosen by calibration, here or before; once."""
+        return self._origin.errors(key) if self.is_there(key) else self._errors.pop(key, None)
+
+    def is_there(self, key: ExpertKey) -> bool:
+        """Whether it lies in its scheme already."""
         return self._scheme_of(key) == self._origin.scheme(key)

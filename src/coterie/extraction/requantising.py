@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any
 
 from coterie.errors import UsageError
+from coterie.extraction.calibrating import Calibration
 from coterie.extraction.dense import parts_with_linears
 from coterie.extraction.dense_choice import settle_dense_schemes
 from coterie.extraction.expert_schemes import chosen_schemes
@@ -36,6 +37,7 @@ def quantize(
     scheme: str | None = None,
     expert_schemes: str | Path | Mapping[str, Any] | None = None,
     dense_scheme: str | Mapping[str, str] | None = None,
+    calibration: Calibration | None = None,
     profile: str | Path | None = None,
     offline: bool = False,
     dry_run: bool = False,
@@ -58,6 +60,8 @@ def quantize(
             in :func:`extract`. Experts that it says nothing of stay as they are.
         dense_scheme: How weights of linear layers outside experts are stored: one scheme, or schemes by part, as in
             :func:`extract`. Default: each as it is.
+        calibration: What the codes of experts are chosen by, such as :class:`coterie.calibration.Calibration`; by
+            default by their weights alone. Codes then differ a little between machines.
         profile: The model's profile, for a scheme by trust.
         offline: Use only what is on this machine.
         dry_run: Write no weights; report what would be done.
@@ -94,7 +98,6 @@ def quantize(
         )
     if workers is not None and workers < 1:
         raise UsageError(f"At least one worker is needed, not {workers}.")
-    options = WriteOptions(dry_run=dry_run, restart=restart, progress=progress, workers=workers, calls=calls)
     path = store_path(model)
     if path is None:
         return extract(
@@ -103,6 +106,7 @@ def quantize(
             scheme=None if by_expert else scheme or NATIVE,
             expert_schemes=expert_schemes,
             dense_scheme={REST: NATIVE, **request.named} if request.rest is None else dense_scheme,
+            calibration=calibration,
             profile=profile,
             offline=offline,
             dry_run=dry_run,
@@ -111,6 +115,14 @@ def quantize(
             workers=workers,
             calls=calls,
         )
+    options = WriteOptions(
+        dry_run=dry_run,
+        restart=restart,
+        progress=progress,
+        workers=workers,
+        calls=calls,
+        calibration=None if calibration is None else calibration.of(model, offline=offline),
+    )
     origin = StoreOrigin.open(path)
     dense = origin.dense_schemes
     dense_wanted = settle_dense_schemes(origin, request, dense)

@@ -15,6 +15,7 @@ from coterie.extraction.dense import as_stored, dense_tensors, tensor_pieces
 from coterie.extraction.progress import Meter
 from coterie.extraction.quantising import SchemedExperts
 from coterie.files.regular import read_bounded
+from coterie.inspection.calibrated_records import CalibratedRecords
 from coterie.origins import Origin
 from coterie.quant import SCHEMES
 from coterie.records import RecordReader
@@ -108,13 +109,20 @@ class Comparison:
             )
         wanted = SchemedExperts(self._origin, store.scheme)
         ours, theirs = RecordReader(store), RecordReader(wanted)
+        calibrated = CalibratedRecords(store, self._origin)
         self._origin.download(name for key in keys for name in self._origin.names_of(key))
         try:
             with ThreadPoolExecutor(_THREADS) as pool:
-                for _ in pool.map(lambda key: self._compare_expert(store, key, wanted.layout(key), ours, theirs), keys):
+                chosen = [key for key in keys if calibrated.has(key)]
+                rounded = [key for key in keys if not calibrated.has(key)]
+                for _ in pool.map(lambda key: self._measure_expert(store, key, calibrated), chosen):
+                    pass
+                for _ in pool.map(
+                    lambda key: self._compare_expert(store, key, wanted.layout(key), ours, theirs), rounded
+                ):
                     pass
         finally:
-            for reader in (ours, theirs, wanted):
+            for reader in (ours, theirs, wanted, calibrated):
                 reader.close()
 
     def _compare_expert(
@@ -144,6 +152,21 @@ class Comparison:
         if differs is not None:
             self._add("corrupt", file, place, f"expert {key} differs from the checkpoint: {_where(layout, differs)}")
         self._meter.advance(2 * layout.nbytes)
+
+    def _measure_expert(self, store: Store, key: ExpertKey, calibrated: CalibratedRecords) -> None:
+        """Codes that were chosen by calibration cannot be chosen again; what they are off by can be measured again."""
+        file = store.manifest.places[key][0].file
+        place = f"expert {key.expert:05d}"
+        try:
+            problem = calibrated.problem(key)
+        except ReadError as error:
+            self._add("missing", file, place, error.message)
+            return
+        with self._lock:
+            self.experts += 1
+        if problem is not None:
+            self._add("corrupt", file, place, f"expert {key} {problem}")
+        self._meter.advance(2 * store.layout(key).nbytes)
 
     def _compare_files(self, store: Store) -> None:
         originals = self._origin.side_files()

@@ -26,6 +26,7 @@ class CheckpointOrigin:
     """
 
     made_from = ""
+    calibration = None
     dense_schemes = NATIVE_EVERYWHERE
     cuts: Mapping[str, Cut] = MappingProxyType({})
 
@@ -83,6 +84,9 @@ class CheckpointOrigin:
     def scheme(self, key: ExpertKey) -> str:
         """As they were published."""
         return NATIVE
+
+    def errors(self, key: ExpertKey) -> None:
+        """None: they are what errors are measured against."""
 
     def sources(self, bank: BankKey) -> tuple[str, ...]:
         """The tensors that a bank comes from, with ``*`` for the expert's number."""

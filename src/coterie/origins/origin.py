@@ -21,6 +21,8 @@ from coterie.spec.dense_schemes import DenseSchemes
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from coterie.store import CalibrationFacts, RecordErrors
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OriginBank:
@@ -101,6 +103,15 @@ class Origin(ExpertSource, Protocol):
 
     def scheme(self, key: ExpertKey) -> str:
         """The scheme in which an expert lies here."""
+        ...
+
+    def errors(self, key: ExpertKey) -> RecordErrors | None:
+        """What an expert's record is off by, if its codes were chosen by calibration."""
+        ...
+
+    @property
+    def calibration(self) -> CalibrationFacts | None:
+        """What codes were chosen by; None if those of no expert were."""
         ...
 
     def sources(self, bank: BankKey) -> tuple[str, ...]:

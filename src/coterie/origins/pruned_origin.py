@@ -29,6 +29,7 @@ from coterie.origins.stored_dense import StoredLinear
 from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
 from coterie.spec.dense_schemes import DenseSchemes
+from coterie.store import CalibrationFacts, RecordErrors
 
 Kept = Mapping[BankKey, tuple[int, ...]]
 """Bank → numbers in the source of the experts that stay, in their new order."""
@@ -82,6 +83,15 @@ class PrunedOrigin:
     def scheme(self, key: ExpertKey) -> str:
         """The scheme in which an expert lies in the source."""
         return self._base.scheme(self._of(key))
+
+    def errors(self, key: ExpertKey) -> RecordErrors | None:
+        """What the expert's record in the source is off by."""
+        return self._base.errors(self._of(key))
+
+    @property
+    def calibration(self) -> CalibrationFacts | None:
+        """What codes of the source were chosen by."""
+        return self._base.calibration
 
     def sources(self, bank: BankKey) -> tuple[str, ...]:
         """The checkpoint's tensors that a bank comes from."""

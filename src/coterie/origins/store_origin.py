@@ -30,7 +30,7 @@ from coterie.quant.dtypes import SAFETENSORS_DTYPES
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
 from coterie.spec.dense_schemes import DenseSchemes
 from coterie.spec.encodings import NATIVE
-from coterie.store import Bank, Store
+from coterie.store import Bank, CalibrationFacts, RecordErrors, Store
 from coterie.store.manifest_json import manifest_bytes
 
 _TENSORS_PER_EXPERT = 6
@@ -121,6 +121,15 @@ class StoreOrigin:
     def scheme(self, key: ExpertKey) -> str:
         """The scheme of this expert's record."""
         return self.store.scheme(key)
+
+    def errors(self, key: ExpertKey) -> RecordErrors | None:
+        """What the manifest says that the record is off by."""
+        return self.store.manifest.places[key][1].errors
+
+    @property
+    def calibration(self) -> CalibrationFacts | None:
+        """What the manifest says that codes were chosen by."""
+        return self.store.manifest.calibration
 
     def sources(self, bank: BankKey) -> tuple[str, ...]:
         """The checkpoint's tensors that a bank comes from, as the manifest has them."""

@@ -99,6 +99,8 @@ class StreamedBank:
         view: The experts in the cache, once there is one.
         cold: Leaves out light experts that are not in memory; None where all are read.
         order: What the component's forward passes ask for after this bank; None where nobody keeps it.
+        before_expert: Told of each expert and its parameters before it is computed with; then every expert is computed
+            with by itself, by products of torch. None where nobody wants to know.
         look_ahead: To be called once the reads of what a forward pass asks for are under way: the time until they are
             done is used to predict what comes next.
     """
@@ -120,6 +122,7 @@ class StreamedBank:
         self.batch_nbytes = 0
         self.view: BankView | None = None
         self.order: LayerOrder | None = None
+        self.before_expert: Callable[[StreamedBank, ExpertKey, Tensors], None] | None = None
         self.look_ahead: Callable[[], None] = _nothing
 
     def connect(self, cache: ExpertCache, decoder: BankDecoder, drop_cold: float | None = None) -> None:
@@ -223,6 +226,8 @@ class StreamedBank:
         upcoming: Iterable[ExpertKey] = ()
         if not now.decode and self.order is not None:
             upcoming = self.order.reached(self.bank.path, now.number, len(keys))
+        # Who is told of experts is told of them in the same order every time.
+        ordered = ordered or self.before_expert is not None
         return self._cache.lease(keys, consumer=now.consumer, ordered=ordered, phase=now.phase, upcoming=upcoming)
 
     @property
@@ -236,7 +241,15 @@ class StreamedBank:
 
     def decoded(self, lease: Lease) -> Iterator[tuple[ExpertKey, Tensors]]:
         """The experts of a lease as they come, with their parameters."""
-        return lease if self._decoder is None else self._decoder.each(lease)
+        experts = lease if self._decoder is None else self._decoder.each(lease)
+        return experts if self.before_expert is None else self._told(experts, self.before_expert)
+
+    def _told(
+        self, experts: Iterable[tuple[ExpertKey, Tensors]], tell: Callable[[StreamedBank, ExpertKey, Tensors], None]
+    ) -> Iterator[tuple[ExpertKey, Tensors]]:
+        for key, tensors in experts:
+            tell(self, key, tensors)
+            yield key, tensors
 
     def served_from_memory(self, now: Pass, experts: int, absent: int, noted: Noted | None = None) -> None:
         """As :meth:`served`, for a forward pass that found all its experts resident."""

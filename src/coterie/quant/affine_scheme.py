@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from coterie.quant.affine import quantise_groups
+from coterie.quant.affine import code_range, quantise_groups
+from coterie.quant.codes import Codes, Grid
 from coterie.quant.grouping import whole_and_rest
 from coterie.quant.planes import pack, unpack
 from coterie.quant.rows import row_blocks
@@ -26,6 +27,8 @@ class AffineScheme(Scheme):
 
     def __init__(self, form: SchemeFormat) -> None:
         self.form = form
+        lowest, highest = code_range(form.code_bits)
+        self.grid = Grid(lowest=lowest, highest=highest, has_zeros=True)
 
     @property
     def zero_code(self) -> int:
@@ -69,3 +72,16 @@ class AffineScheme(Scheme):
             pairs = scales[block].float().repeat_interleave(size, dim=1)[:, :columns]
             weights[block] = (codes * pairs[..., 0] + pairs[..., 1]).to(dtype)
         return weights
+
+    def unpacked(self, parts: Parts, columns: int) -> Codes:
+        """See :meth:`Scheme.unpacked`."""
+        packed, scales = parts
+        scales_GN, zeros_GN = scales.float().permute(2, 1, 0).contiguous()
+        codes_KN = (self.unpack(packed, columns).float() - self.zero_code).t().contiguous()
+        return Codes(codes_KN=codes_KN, scales_GN=scales_GN, zeros_GN=zeros_GN)
+
+    def packed(self, codes: Codes) -> Parts:
+        """See :meth:`Scheme.packed`."""
+        stored = (codes.codes_KN + self.zero_code).to(torch.uint8).t()
+        pairs = torch.stack([codes.scales_GN.t(), codes.zeros_GN.t()], dim=-1)
+        return self.pack(stored).contiguous(), pairs.bfloat16().contiguous()

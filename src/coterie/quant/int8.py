@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from coterie.quant.codes import Codes, Grid
 from coterie.quant.grouping import whole_and_rest
 from coterie.quant.rows import row_blocks
 from coterie.quant.scheme import Parts, Scheme
@@ -20,6 +21,7 @@ class Int8(Scheme):
     """8.25 bits per weight in groups of 64."""
 
     form = SCHEME_FORMATS["int8"]
+    grid = Grid(lowest=-_LARGEST, highest=_LARGEST, has_zeros=False)
 
     def _quantise(self, weights: torch.Tensor) -> Parts:
         rows, columns = weights.shape
@@ -47,3 +49,14 @@ class Int8(Scheme):
             steps = scales[block].float().repeat_interleave(size, dim=1)[:, :columns]
             weights[block] = (codes[block].float() * steps).to(dtype)
         return weights
+
+    def unpacked(self, parts: Parts, columns: int) -> Codes:
+        """See :meth:`Scheme.unpacked`."""
+        codes, scales = parts
+        scales_GN = scales.float().t().contiguous()
+        codes_KN = codes.float().t().contiguous()
+        return Codes(codes_KN=codes_KN, scales_GN=scales_GN, zeros_GN=torch.zeros_like(scales_GN))
+
+    def packed(self, codes: Codes) -> Parts:
+        """See :meth:`Scheme.packed`."""
+        return codes.codes_KN.to(torch.int8).t().contiguous(), codes.scales_GN.t().bfloat16().contiguous()

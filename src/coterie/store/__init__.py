@@ -3,7 +3,17 @@
 from coterie.store.bank_writer import BankWriter
 from coterie.store.dense_writer import DENSE_SHARD_LIMIT, DenseTensor
 from coterie.store.leftovers import Leftover
-from coterie.store.manifest import Bank, FileFacts, Manifest, ModelFacts, Record, Segment, SourceFacts
+from coterie.store.manifest import (
+    Bank,
+    CalibrationFacts,
+    FileFacts,
+    Manifest,
+    ModelFacts,
+    Record,
+    RecordErrors,
+    Segment,
+    SourceFacts,
+)
 from coterie.store.manifest_file import is_store, is_unfinished
 from coterie.store.names import side_file_problem
 from coterie.store.part import StorePart
@@ -19,6 +29,7 @@ __all__ = [
     "Bank",
     "BankPlan",
     "BankWriter",
+    "CalibrationFacts",
     "DenseTensor",
     "FileFacts",
     "Leftover",
@@ -27,6 +38,7 @@ __all__ = [
     "PlannedExpert",
     "Problem",
     "Record",
+    "RecordErrors",
     "Refreshed",
     "Segment",
     "SourceFacts",

@@ -10,6 +10,7 @@ from coterie.errors import UsageError
 from coterie.spec import BankKey, RecordLayout
 from coterie.store.disk import Disk, NewFile
 from coterie.store.journal import FinishedFile, Journal
+from coterie.store.manifest import RecordErrors
 from coterie.store.padding import first_nonzero
 from coterie.store.plan import SegmentPlan
 
@@ -32,6 +33,7 @@ class BankWriter:
             layout.name: layout.padding for layout in plan.layouts.values()
         }
         self._checksums: dict[int, str] = {}
+        self._errors: dict[int, RecordErrors] = {}
         self._started: set[int] = set()
         self._lock = threading.Lock()
         self._file: NewFile | None = None
@@ -75,13 +77,16 @@ class BankWriter:
                 self._commit(file)
         self._file = None
 
-    def write(self, expert: int, record: memoryview, checksum: str | None = None) -> None:
+    def write(
+        self, expert: int, record: memoryview, checksum: str | None = None, errors: RecordErrors | None = None
+    ) -> None:
         """Writes one record. Safe to call from several threads; the buffer is free again when it returns.
 
         Args:
             expert: Id within the bank.
             record: Exactly the bytes of the layout, padding zero.
             checksum: Its xxh3-128 as 32 hex digits, if the caller has it already.
+            errors: What it is off by, if its codes were chosen by calibration.
 
         Raises:
             UsageError: If the expert is not planned or was written before, or the record has another size or
@@ -110,6 +115,8 @@ class BankWriter:
         file.write(view, place.offset, direct=True)
         with self._lock:
             self._checksums[expert] = digest
+            if errors is not None:
+                self._errors[expert] = errors
 
     def _commit(self, file: NewFile) -> None:
         unwritten = [expert for expert in self._records if expert not in self._checksums]
@@ -122,7 +129,8 @@ class BankWriter:
         file.publish()
         segment = self._plan.segment
         checksums = tuple(self._checksums[expert] for expert in self._records)
-        self._journal.append(FinishedFile(file=segment.file, nbytes=segment.nbytes, checksums=checksums))
+        errors = tuple(self._errors.get(expert) for expert in self._records) if self._errors else ()
+        self._journal.append(FinishedFile(file=segment.file, nbytes=segment.nbytes, checksums=checksums, errors=errors))
 
     def _known(self, expert: int) -> int:
         if expert not in self._records:

@@ -144,7 +144,8 @@ def refuse_other_plan(root: Path, header: JournalHeader | None, parts: Mapping[s
     if header is None or header.base:
         what = "whose journal is unreadable" if header is None else "whose manifest has been removed"
     else:
-        different = [name for name, digest in parts.items() if header.parts.get(name) != digest]
+        named = [*parts, *(name for name in header.parts if name not in parts)]
+        different = [name for name in named if header.parts.get(name) != parts.get(name)]
         if not different:
             return
         what = f"that was begun with another plan: the {different[0]} differ"

@@ -17,7 +17,8 @@ from coterie.errors import StoreError, StoreFormatError
 from coterie.files.regular import read_bounded
 from coterie.store import names
 from coterie.store.disk import Disk, explained
-from coterie.store.manifest_json import MAX_BANKS, MAX_EXPERTS, MAX_MANIFEST_BYTES
+from coterie.store.manifest import RecordErrors
+from coterie.store.manifest_json import MAX_BANKS, MAX_EXPERTS, MAX_FIELDS, MAX_MANIFEST_BYTES
 from coterie.store.strict_json import Node, dump_json, parse_json
 
 MAX_JOURNAL_BYTES = 2 * MAX_MANIFEST_BYTES
@@ -48,12 +49,14 @@ class FinishedFile:
         nbytes: Size.
         checksums: xxh3-128 (hex) of each record in order for expert files, else of the whole file.
         layout: Digest of the header for dense shards, else empty: tells whether it is still the file wanted.
+        errors: Those of each record in order, where codes were chosen by calibration; else empty.
     """
 
     file: str
     nbytes: int
     checksums: tuple[str, ...]
     layout: str = ""
+    errors: tuple[RecordErrors | None, ...] = ()
 
 
 class Journal:
@@ -94,7 +97,17 @@ class Journal:
 
     def append(self, entry: FinishedFile) -> None:
         """Records that a file is finished."""
-        line = _line({"file": entry.file, "bytes": entry.nbytes, "xxh3": list(entry.checksums), "layout": entry.layout})
+        value: dict[str, object] = {
+            "file": entry.file,
+            "bytes": entry.nbytes,
+            "xxh3": list(entry.checksums),
+            "layout": entry.layout,
+        }
+        if entry.errors:
+            value["errors"] = [
+                None if one is None else [one.output, one.nearest, dict(one.weights)] for one in entry.errors
+            ]
+        line = _line(value)
         with self._lock, explained(self._path, len(line)):
             if self._fd is None:
                 self._fd = self._disk.calls.open(self._path)
@@ -167,10 +180,22 @@ def _header(node: Node) -> JournalHeader:
 
 
 def _finished_file(node: Node) -> FinishedFile:
-    value = node.fields("file", "bytes", "xxh3", "layout")
+    value = node.fields("file", "bytes", "xxh3", "layout", optional=("errors",))
     return FinishedFile(
         file=value["file"].text(),
         nbytes=value["bytes"].integer(0),
         checksums=tuple(item.text() for item in value["xxh3"].items(limit=MAX_EXPERTS)),
         layout=value["layout"].text(empty=True),
+        errors=tuple(map(_errors, value["errors"].items(limit=MAX_EXPERTS))) if "errors" in value else (),
     )
+
+
+def _errors(node: Node) -> RecordErrors | None:
+    if node.is_null:
+        return None
+    output, nearest, weights = node.items(limit=3)
+    return RecordErrors(output=output.integer(0), nearest=nearest.integer(0), weights=_weights(weights))
+
+
+def _weights(node: Node) -> dict[str, int]:
+    return {name: item.integer(0) for name, item in node.members(limit=MAX_FIELDS)}

@@ -17,6 +17,8 @@ PARTS_VERSION = 2
 """Of one in which they are in several, by part of the model."""
 SCHEMES_VERSION = 3
 """Of one in which an expert or a linear layer is in a scheme that is none of :data:`FIRST_SCHEMES`."""
+CALIBRATED_VERSION = 4
+"""Of one with codes that were chosen by calibration."""
 
 FIRST_SCHEMES = frozenset({NATIVE, "int4", "int8"})
 """Those that programs know which read versions 1 and 2 only."""
@@ -69,6 +71,52 @@ class FileFacts:
     checksum: str
 
 
+PARTS_OF_ONE = 10**9
+"""Errors are whole numbers of this part of what they are a share of: manifests have no fractions."""
+
+WEIGHT_PARTS = 10**15
+"""The same for errors of weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordErrors:
+    """What a record whose codes were chosen by calibration is off by.
+
+    Attributes:
+        output: Squared error of what its matrices compute of what they were given in calibration, as a share of the
+            square of that, in billionths (:data:`PARTS_OF_ONE`).
+        nearest: The same for codes rounded to nearest.
+        weights: For each matrix whose codes were chosen, by its name: the squared error of its weights, as a share of
+            their squares, in :data:`WEIGHT_PARTS`. Fine enough to tell a single code or scale from another one: what is
+            measured again differs only by the order in which float64 adds.
+    """
+
+    output: int
+    nearest: int
+    weights: Mapping[str, int]
+
+
+def weight_share(part: float, whole: float) -> int:
+    """A squared error of weights as a share of their squares, in :data:`WEIGHT_PARTS`."""
+    return min(round(part / whole * WEIGHT_PARTS), 2**53 - 1) if whole > 0 else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationFacts:
+    """What the codes of a store were chosen by.
+
+    Attributes:
+        fingerprint: Digest (hex) of the inputs that experts were watched on, and of the settings.
+        tokens: Domain → tokens of it.
+        sequences: Fingerprints of some of the sequences of tokens among them, 16 hex digits each, in ascending order:
+            whoever measures quality can tell whether a text is one of these.
+    """
+
+    fingerprint: str
+    tokens: Mapping[str, int]
+    sequences: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     """Where one expert is in its segment.
@@ -80,6 +128,7 @@ class Record:
         scheme: ``native``, ``int8``, ``int4``, ...
         layout: Name of the layout in the manifest.
         checksum: xxh3-128 of the record's bytes as 32 hex digits.
+        errors: What it is off by, if its codes were chosen by calibration; else None.
     """
 
     expert: int
@@ -88,6 +137,7 @@ class Record:
     scheme: str
     layout: str
     checksum: str
+    errors: RecordErrors | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +209,7 @@ class Manifest:
         files: Configuration, tokenizer and the like, ordered by name.
         ignored: Checkpoint tensors that transformers does not use and that were left out, sorted.
         dense_schemes: The schemes of linear layers outside experts: one for all, or by part of the model.
+        calibration: What codes of records that have errors were chosen by; None if there are none.
     """
 
     model: ModelFacts
@@ -170,10 +221,13 @@ class Manifest:
     files: tuple[FileFacts, ...]
     ignored: tuple[str, ...]
     dense_schemes: DenseSchemes = NATIVE_EVERYWHERE
+    calibration: CalibrationFacts | None = None
 
     @cached_property
     def version(self) -> int:
         """The version of the format: the oldest that can say all of this."""
+        if self.calibration is not None:
+            return CALIBRATED_VERSION
         if self.later_schemes:
             return SCHEMES_VERSION
         return PARTS_VERSION if self.dense_schemes.by_part else FORMAT_VERSION

@@ -19,15 +19,19 @@ from coterie.spec.dense_schemes import NATIVE_EVERYWHERE, DenseSchemes
 from coterie.spec.encodings import NATIVE, SCHEME_FORMATS
 from coterie.store import names
 from coterie.store.manifest import (
+    CALIBRATED_VERSION,
     FORMAT_NAME,
     FORMAT_VERSION,
+    PARTS_OF_ONE,
     PARTS_VERSION,
     SCHEMES_VERSION,
     Bank,
+    CalibrationFacts,
     FileFacts,
     Manifest,
     ModelFacts,
     Record,
+    RecordErrors,
     Segment,
     SourceFacts,
 )
@@ -42,8 +46,13 @@ MAX_FIELDS = 64
 MAX_DIMENSIONS = 8
 MAX_RECORD_BYTES = 2**40
 MAX_NAMES = 1_000_000
+MAX_DOMAINS = 1_024
+MAX_SEQUENCES = 1_000_000
+MAX_ERROR = 10**6 * PARTS_OF_ONE
+"""A million times what the record computes: more than any code is off by."""
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{16,128}")
+_SEQUENCE = re.compile(r"[0-9a-f]{16}")
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
 _SCHEME = re.compile(r"[a-z][a-z0-9_.\-]{0,63}")
 _RECORD_SCHEME = re.compile(rf"{_SCHEME.pattern}(?:\+{_SCHEME.pattern}){{0,7}}")
@@ -75,8 +84,21 @@ def manifest_bytes(manifest: Manifest) -> bytes:
         },
         "files": [_file_value(facts) for facts in manifest.files],
         "ignored": list(manifest.ignored),
+        **_calibration_value(manifest.calibration),
     }
     return seal_manifest(value) + b"\n"
+
+
+def _calibration_value(facts: CalibrationFacts | None) -> dict[str, object]:
+    if facts is None:
+        return {}
+    return {
+        "calibration": {
+            "fingerprint": facts.fingerprint,
+            "tokens": dict(facts.tokens),
+            "sequences": list(facts.sequences),
+        }
+    }
 
 
 def _schemes_value(schemes: DenseSchemes) -> dict[str, object]:
@@ -120,6 +142,7 @@ def _bank_value(bank: Bank) -> dict[str, object]:
                         "scheme": record.scheme,
                         "layout": record.layout,
                         "xxh3": record.checksum,
+                        **_errors_value(record.errors),
                     }
                     for record in segment.records
                 ],
@@ -127,6 +150,12 @@ def _bank_value(bank: Bank) -> dict[str, object]:
             for segment in bank.segments
         ],
     }
+
+
+def _errors_value(errors: RecordErrors | None) -> dict[str, object]:
+    if errors is None:
+        return {}
+    return {"errors": {"output": errors.output, "nearest": errors.nearest, "weights": dict(errors.weights)}}
 
 
 def _file_value(facts: FileFacts) -> dict[str, object]:
@@ -145,15 +174,17 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
     """
     root = parse_json(data, path, rule="R2")
     version = _read_version(root)
-    top = root.fields(
-        "format", "version", "model", "source", "layouts", "banks", "dense", "files", "ignored", "checksum"
-    )
+    names_of_all = ("format", "version", "model", "source", "layouts", "banks", "dense", "files", "ignored", "checksum")
+    top = root.fields(*names_of_all, *(("calibration",) if version == CALIBRATED_VERSION else ()))
     digest = str(xxhash.xxh3_128_hexdigest(root.canonical(without="checksum")))
     if top["checksum"].text(_CHECKSUM, rule="R30") != digest:
         raise top["checksum"].error("R30", f"the checksum of the manifest's content is {digest}")
     layouts = _layouts(top["layouts"])
     banks = _banks(top["banks"], layouts)
-    used = {record.layout for bank in banks for segment in bank.segments for record in segment.records}
+    records = [record for bank in banks for segment in bank.segments for record in segment.records]
+    if "calibration" not in top and any(record.errors is not None for record in records):
+        raise top["banks"].error("R35", f"records have errors, and the version is not {CALIBRATED_VERSION}")
+    used = {record.layout for record in records}
     unused = layouts.keys() - used
     if unused:
         raise top["layouts"].error("R7", f"no record uses the layout {min(unused)!r}")
@@ -168,6 +199,7 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         files=_side_files(top["files"]),
         ignored=_sorted_texts(top["ignored"], "R19"),
         dense_schemes=dense_schemes,
+        calibration=_calibration(top["calibration"]) if "calibration" in top else None,
     )
     _check_schemes(top["version"], version, manifest.later_schemes)
     return manifest
@@ -189,12 +221,12 @@ def _read_version(root: Node) -> int:
     if "version" not in members:
         raise root.error("R5", "there is no format version")
     version = members["version"].integer(0, rule="R5")
-    if not FORMAT_VERSION <= version <= SCHEMES_VERSION:
+    if not FORMAT_VERSION <= version <= CALIBRATED_VERSION:
         raise members["version"].error(
             "R5",
-            f"the store has format version {version}, "
-            f"this program reads versions {FORMAT_VERSION} to {SCHEMES_VERSION}",
-            advice="Install a newer Coterie." if version > SCHEMES_VERSION else "Extract the store again.",
+            f"the store has format version {version}, this program reads versions {FORMAT_VERSION} to "
+            f"{CALIBRATED_VERSION}",
+            advice="Install a newer Coterie." if version > CALIBRATED_VERSION else "Extract the store again.",
         )
     return version
 
@@ -218,6 +250,39 @@ def _source(node: Node) -> SourceFacts:
         revision=None if revision.is_null else revision.text(limit=256, rule="R6"),
         integrity=value["integrity"].text(_FINGERPRINT, rule="R6"),
     )
+
+
+def _calibration(node: Node) -> CalibrationFacts:
+    value = node.fields("fingerprint", "tokens", "sequences")
+    tokens = {
+        Node(domain, node.path, value["tokens"], domain).text(limit=256, rule="R35"): item.integer(1, rule="R35")
+        for domain, item in value["tokens"].members(limit=MAX_DOMAINS)
+    }
+    sequences: list[str] = []
+    for item in value["sequences"].items(limit=MAX_SEQUENCES):
+        sequence = item.text(_SEQUENCE, rule="R35")
+        if sequences and sequence <= sequences[-1]:
+            raise item.error("R35", f"{sequence} is not after {sequences[-1]}")
+        sequences.append(sequence)
+    return CalibrationFacts(
+        fingerprint=value["fingerprint"].text(_FINGERPRINT, rule="R35"), tokens=tokens, sequences=tuple(sequences)
+    )
+
+
+def _errors(node: Node, scheme: str) -> RecordErrors:
+    if not set(scheme.split("+")) & SCHEME_FORMATS.keys():
+        raise node.error("R35", f"a record of the scheme {scheme!r} has no codes that calibration could choose")
+    value = node.fields("output", "nearest", "weights")
+    output, nearest = (value[name].integer(0, MAX_ERROR, rule="R35") for name in ("output", "nearest"))
+    weights = {
+        Node(name, node.path, value["weights"], name).text(limit=256, rule="R35"): item.integer(0, rule="R35")
+        for name, item in value["weights"].members(limit=MAX_FIELDS)
+    }
+    if not weights:
+        raise value["weights"].error("R35", "no matrix is named")
+    if output > nearest:
+        raise value["output"].error("R35", f"{output} is more than the {nearest} of rounding to nearest")
+    return RecordErrors(output=output, nearest=nearest, weights=weights)
 
 
 def _layouts(node: Node) -> dict[str, RecordLayout]:
@@ -329,7 +394,7 @@ def _segment(node: Node, file: str, num_experts: int, taken: set[int], layouts: 
 
 
 def _record(node: Node, lowest: int, num_experts: int, layouts: Mapping[str, RecordLayout]) -> Record:
-    value = node.fields("id", "offset", "bytes", "scheme", "layout", "xxh3")
+    value = node.fields("id", "offset", "bytes", "scheme", "layout", "xxh3", optional=("errors",))
     expert = value["id"].integer(lowest, num_experts - 1, rule="R14")
     layout = value["layout"].text(limit=256, rule="R15")
     if layout not in layouts:
@@ -351,11 +416,12 @@ def _record(node: Node, lowest: int, num_experts: int, layouts: Mapping[str, Rec
         scheme=scheme,
         layout=layout,
         checksum=value["xxh3"].text(_CHECKSUM, rule="R15"),
+        errors=_errors(value["errors"], scheme) if "errors" in value else None,
     )
 
 
 def _dense(node: Node, version: int) -> tuple[tuple[FileFacts, ...], FileFacts | None, DenseSchemes]:
-    by_part = version == PARTS_VERSION or (version == SCHEMES_VERSION and "schemes" in dict(node.members(limit=64)))
+    by_part = version == PARTS_VERSION or (version >= SCHEMES_VERSION and node.has("schemes"))
     if by_part:
         value = node.fields("shards", "index", "schemes")
         schemes = _schemes_by_part(value["schemes"])

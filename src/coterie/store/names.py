@@ -9,6 +9,8 @@ from coterie.spec import BankKey
 MANIFEST = "coterie.json"
 LOCK = ".coterie.lock"
 JOURNAL = ".coterie.journal"
+CALIBRATION = ".coterie.calibration"
+"""A directory with what calibration keeps while the store is written."""
 EXPERTS = "experts"
 DENSE_INDEX = "dense.safetensors.index.json"
 

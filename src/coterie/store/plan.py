@@ -12,7 +12,7 @@ from coterie.errors import StoreFormatError, UsageError
 from coterie.spec import BankKey, RecordLayout
 from coterie.spec.dense_schemes import NATIVE_EVERYWHERE, DenseSchemes
 from coterie.store import names
-from coterie.store.manifest import Bank, FileFacts, Manifest, ModelFacts, Record, Segment, SourceFacts
+from coterie.store.manifest import Bank, CalibrationFacts, FileFacts, Manifest, ModelFacts, Record, Segment, SourceFacts
 from coterie.store.manifest_json import manifest_bytes, parse_manifest
 from coterie.store.safetensors_file import build_header
 from coterie.store.strict_json import dump_json
@@ -123,6 +123,7 @@ class StorePlan:
         ignored: Checkpoint tensors that transformers does not use.
         dense_schemes: The schemes of linear layers outside experts.
         made_from: Tells apart sources that give other bytes for the same plan; in the journal only.
+        calibration: What codes are chosen by; None if by the weights alone.
     """
 
     model: ModelFacts
@@ -132,6 +133,7 @@ class StorePlan:
     ignored: tuple[str, ...] = ()
     dense_schemes: DenseSchemes = NATIVE_EVERYWHERE
     made_from: str = ""
+    calibration: CalibrationFacts | None = None
 
     @property
     def layouts(self) -> dict[str, RecordLayout]:
@@ -177,6 +179,7 @@ class StorePlan:
             files=tuple(FileFacts(file=name, nbytes=0, checksum=_NO_CHECKSUM) for name in sorted(self.files)),
             ignored=tuple(sorted(self.ignored)),
             dense_schemes=self.dense_schemes,
+            calibration=self.calibration,
         )
         try:
             return parse_manifest(manifest_bytes(draft), Path(names.MANIFEST))
@@ -205,6 +208,8 @@ class StorePlan:
             "ignored": list(whole.ignored),
             "dense schemes": str(whole.dense_schemes),
         }
+        if self.calibration is not None:
+            parts["calibration texts"] = self.calibration.fingerprint
         return {name: str(xxhash.xxh3_128_hexdigest(dump_json(part))) for name, part in parts.items()}
 
 

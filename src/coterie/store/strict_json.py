@@ -80,6 +80,10 @@ class Node:
         """The error that this value breaks ``rule``."""
         return format_error(self.path, rule, self.place, message, advice=advice)
 
+    def has(self, name: str) -> bool:
+        """Whether the value is an object that has this key."""
+        return name in self._dict("R3")
+
     def fields(self, *names: str, optional: tuple[str, ...] = ()) -> dict[str, Node]:
         """The members of an object that must have exactly these keys, and may have the optional ones (rule R3)."""
         value = self._dict("R3")

@@ -26,6 +26,7 @@ def sweep(disk: Disk, *, keep: Collection[str], side_files: Collection[str], den
         if name in keep:
             continue
         leftover = _is_own_partial(name, side_files) or names.is_segment_file(name) or name in side_files
+        leftover = leftover or name.startswith(f"{names.CALIBRATION}/")
         if leftover or (dense and names.is_dense_file(name)):
             disk.remove(name)
             touched.add(disk.path(name).parent)
@@ -36,6 +37,9 @@ def sweep(disk: Disk, *, keep: Collection[str], side_files: Collection[str], den
         for directory in sorted(experts.iterdir()):
             disk.remove_empty_directory(directory)
         disk.remove_empty_directory(experts)
+    calibration = disk.path(names.CALIBRATION)
+    if calibration.is_dir() and not calibration.is_symlink():
+        disk.remove_empty_directory(calibration)
 
 
 def sweep_partial(disk: Disk, side_files: Collection[str]) -> None:

@@ -243,7 +243,8 @@ class StoreWriter:
         layouts = {**(self._base.layouts if self._base else {}), **self.plan.layouts}
         layouts = {name: layout for name, layout in layouts.items() if name in used}
         if self._base is not None:
-            return replace(self._base, banks=banks, layouts=layouts)
+            calibration = self._base.calibration or self.plan.calibration
+            return replace(self._base, banks=banks, layouts=layouts, calibration=calibration)
         journal = self._need_journal()
         dense = [_facts(entry) for entry in finished_shards(journal) or ()]
         side = [journal.finished(name) for name in sorted(self.plan.files)]
@@ -257,6 +258,7 @@ class StoreWriter:
             files=tuple(_facts(entry) for entry in side if entry is not None),
             ignored=tuple(sorted(self.plan.ignored)),
             dense_schemes=self.plan.dense_schemes,
+            calibration=self.plan.calibration,
         )
 
     def _all_banks(self) -> tuple[Bank, ...]:
@@ -270,9 +272,10 @@ class StoreWriter:
         entry = None if planned is None else self._finished_segment(bank.key)
         if planned is None or entry is None:
             return bank
+        errors = entry.errors or (None,) * len(entry.checksums)
         records = tuple(
-            replace(record, checksum=checksum)
-            for record, checksum in zip(planned.segment.records, entry.checksums, strict=True)
+            replace(record, checksum=checksum, errors=off)
+            for record, checksum, off in zip(planned.segment.records, entry.checksums, errors, strict=True)
         )
         segment = Segment(file=planned.segment.file, nbytes=planned.segment.nbytes, records=records)
         return replace(bank, segments=(*bank.segments, segment))

@@ -61,11 +61,12 @@ class DecoratedExperts:
         noted = streamed.contributions(now, top_k_index_TK, index_TK)
         kernel = self._kernel
         quantised = self._quantised
-        if quantised is not None and quantised.serves(hidden_TD):
+        alone = streamed.before_expert is not None
+        if quantised is not None and not alone and quantised.serves(hidden_TD):
             return quantised.compute(now, hidden_TD, index_TK, weights_TK, absent, noted, rows=rows)
         # Under autocast, linear casts and other products do not. Decoded experts are so much larger than their records
         # that only one is in memory at a time.
-        together = not streamed.decodes and not torch.is_autocast_enabled("cpu")
+        together = not streamed.decodes and not alone and not torch.is_autocast_enabled("cpu")
         if kernel is not None and hidden_TD.shape[0] == 1 and together:
             ids = index_TK.tolist()[0]
             weights_K1 = weights_TK.mT

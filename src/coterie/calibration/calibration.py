@@ -1,0 +1,138 @@
+"""What a user asks for: files by domain, and how much of them, under a memory budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from coterie.calibration.calibrator import LayerCalibrator
+from coterie.calibration.defaults import default_texts
+from coterie.calibration.inputs import Runs, plan_runs
+from coterie.calibration.memory import divide_budget
+from coterie.engine import ModelSource, open_source
+from coterie.engine.source import text_component
+from coterie.errors import UnsupportedError, UsageError
+from coterie.evaluate.planning import DEFAULT_CONTEXT
+from coterie.extraction.calibrating import Calibrator
+from coterie.generation.opened import OpenModel
+from coterie.generation.processors import Processors
+from coterie.hf.context import model_context
+from coterie.origins import Origin
+from coterie.spec import BankKey
+from coterie.spec.opening import Opening
+from coterie.store import CalibrationFacts
+from coterie.survey import Material, without_repetitions
+
+DEFAULT_TOKENS = 65_536
+"""Tokens that a model is calibrated on where nobody says how many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Texts, sounds and pictures that the codes of a store's experts are chosen by; for :func:`coterie.quantize`.
+
+    Codes are right for what experts are given while the model reads these. So the material should be of all kinds that
+    the model is for: with texts of one kind alone, others get worse than without calibration.
+
+    Attributes:
+        material: Files by domain, from :func:`coterie.survey.gather`. Default: :func:`default_texts`, which come with
+            the package.
+        tokens: Tokens of all domains together. Each domain gives as many, and each of its files.
+        memory: Ceiling for the whole process, the running model and all that is counted. Default: what the machine
+            allows.
+    """
+
+    material: Sequence[Material] = field(default_factory=default_texts)
+    tokens: int = DEFAULT_TOKENS
+    memory: str | int | None = None
+
+    def of(self, model: str | Path, *, revision: str | None = None, offline: bool = False) -> ModelCalibration:
+        """That of a model.
+
+        Raises:
+            UsageError: If there is no material, or a number is out of range.
+        """
+        material = without_repetitions(self.material)
+        if not material:
+            raise UsageError("There is nothing to calibrate with.", advice="Give texts of several domains.")
+        if self.tokens < 1:
+            raise UsageError(f"tokens must be at least 1, not {self.tokens}.", got=self.tokens)
+        opening = Opening(memory=self.memory, revision=revision, offline=offline, prefetch="off")
+        opening.check()
+        return ModelCalibration(model, opening, material, self.tokens)
+
+
+class ModelCalibration:
+    """A :class:`~coterie.extraction.calibrating.Calibration`: that of one model.
+
+    Args:
+        model: A store, a checkpoint directory, a Hub id, or ``bundled``.
+        opening: How it is opened.
+        material: What it is run over.
+        tokens: Of that.
+    """
+
+    def __init__(self, model: str | Path, opening: Opening, material: Sequence[Material], tokens: int) -> None:
+        self._model = model
+        self._opening = opening
+        self._material = material
+        self._tokens = tokens
+
+    def facts(self) -> CalibrationFacts:
+        """See :class:`~coterie.extraction.calibrating.Calibration`.
+
+        Raises:
+            UnsupportedError: If the model does not read texts, or experts are missing.
+            InputError: If a file cannot be used.
+        """
+        runs = self._runs
+        return CalibrationFacts(fingerprint=runs.fingerprint, tokens=runs.tokens, sequences=runs.sequences)
+
+    @contextmanager
+    def begin(self, origin: Origin, folder: Path, banks: Sequence[BankKey]) -> Iterator[Calibrator]:
+        """See :class:`~coterie.extraction.calibrating.Calibration`."""
+        source = self._source
+        own = [one.bank for key, one in sorted(origin.model.banks.items()) if key in source.num_experts]
+        runs = self._runs
+        context = max((sum(map(len, run.ids)) for run in runs.runs), default=0) or DEFAULT_CONTEXT
+        room = divide_budget(source, own, self._opening.memory, context)
+        opening = replace(self._opening, component=self._component, memory=room.model, max_context=context)
+        opened = OpenModel.open(str(self._model), opening)
+        try:
+            calibrator = LayerCalibrator(opened, runs, room, folder)
+            yield calibrator
+            calibrator.finish()
+        finally:
+            opened.runtime.close()
+
+    @cached_property
+    def _component(self) -> str | None:
+        return text_component(self._model, revision=self._opening.revision, offline=self._opening.offline)
+
+    @cached_property
+    def _source(self) -> ModelSource:
+        opening = self._opening
+        source = open_source(self._model, component=self._component, revision=opening.revision, offline=opening.offline)
+        if not source.complete:
+            raise UnsupportedError(
+                f"{source.name} lacks some of its experts, and what the others are given depends on them.",
+                advice="Calibrate the whole model, or quantise this one without calibration.",
+            )
+        if getattr(source.config, "is_encoder_decoder", False) or {key.component for key in source.num_experts} == {
+            "talker"
+        }:
+            raise UnsupportedError(
+                f"{source.model_class.__name__} does not read texts and go on with them.",
+                advice="Quantise it without calibration.",
+            )
+        return source
+
+    @cached_property
+    def _runs(self) -> Runs:
+        longest = model_context(self._source.config)
+        context = min(DEFAULT_CONTEXT, longest or DEFAULT_CONTEXT)
+        processors = Processors(self._source.directory)
+        return plan_runs(self._material, processors, tokens=self._tokens, context=context, longest=longest)

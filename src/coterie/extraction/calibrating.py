@@ -1,0 +1,128 @@
+"""What chooses the codes of experts by what they are given: the contract between writing a store and calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from coterie.errors import UsageError
+from coterie.origins import Origin
+from coterie.quant import StoredMatrix
+from coterie.quant.calibrated import MatrixError
+from coterie.quant.scheme import Parts
+from coterie.spec import BankKey, ExpertKey
+from coterie.spec.encodings import NATIVE
+from coterie.store import CalibrationFacts, RecordErrors, is_store
+from coterie.store.manifest import PARTS_OF_ONE, weight_share
+from coterie.store.manifest_file import load_manifest
+
+
+class Stopped(Exception):
+    """Ends what a worker does when another one has failed, or all are interrupted; nobody else sees it."""
+
+
+class Calibrator(Protocol):
+    """Chooses the codes of one store's experts, bank after bank in ascending order of key. For one thread."""
+
+    def order(self, bank: BankKey, experts: Sequence[int], stopped: Callable[[], bool]) -> Iterator[int]:
+        """The experts of a bank in the order in which they are to be quantised.
+
+        What is needed for an expert is there once it has been given, until the next one is asked for.
+
+        Args:
+            bank: The bank.
+            experts: Ids of those that are to be quantised.
+            stopped: Asked now and then whether to give up.
+
+        Raises:
+            Stopped: If it is to give up.
+        """
+        ...
+
+    def choose(self, key: ExpertKey, matrix: StoredMatrix, value: torch.Tensor) -> tuple[Parts, MatrixError] | None:
+        """The content of a matrix's fields, and what it is off by; None if nothing is known of its inputs."""
+        ...
+
+
+class Calibration(Protocol):
+    """What codes are to be chosen by, whatever the model."""
+
+    def of(self, model: str | Path, *, revision: str | None = None, offline: bool = False) -> ModelCalibration:
+        """That of a model."""
+        ...
+
+
+class ModelCalibration(Protocol):
+    """What the codes of a model's experts are to be chosen by."""
+
+    def facts(self) -> CalibrationFacts:
+        """What the store says about it."""
+        ...
+
+    def begin(self, origin: Origin, folder: Path, banks: Sequence[BankKey]) -> AbstractContextManager[Calibrator]:
+        """Begins to work, or goes on after an interruption.
+
+        Args:
+            origin: What the store is made of.
+            folder: Where it keeps what it has to; nothing is there at the end.
+            banks: Those whose experts are still to be quantised, in the order in which they come.
+        """
+        ...
+
+
+def record_errors(errors: Mapping[str, MatrixError]) -> RecordErrors:
+    """What a record is off by, as the manifest says it.
+
+    Args:
+        errors: Those of its matrices, by name.
+    """
+    output, nearest, whole = (
+        sum(getattr(error, name) for error in errors.values()) for name in ("output", "nearest_output", "output_scale")
+    )
+
+    def share(part: float) -> int:
+        return round(part / whole * PARTS_OF_ONE) if whole > 0 else 0
+
+    return RecordErrors(
+        output=share(output),
+        nearest=share(nearest),
+        weights={name: weight_share(error.weight, error.weight_scale) for name, error in errors.items()},
+    )
+
+
+def check_calibration(
+    root: Path,
+    origin: Origin,
+    scheme: str | Callable[[ExpertKey], str],
+    chosen: Mapping[BankKey, Sequence[int]],
+    facts: CalibrationFacts,
+) -> None:
+    """Refuses calibration where it could change nothing, or where a store is finished that was made otherwise.
+
+    Raises:
+        UsageError: If no expert is to be quantised, the source is calibrated itself, or another store is there already.
+    """
+    schemes = (
+        {scheme} if isinstance(scheme, str) else {scheme(key.expert(e)) for key, ids in chosen.items() for e in ids}
+    )
+    if schemes <= {NATIVE}:
+        raise UsageError(
+            "Calibration chooses the codes of experts, and none are to be quantised.",
+            advice="Say how experts are to be stored, such as --scheme int4, or leave the calibration out.",
+        )
+    if origin.calibration is not None:
+        raise UsageError(
+            f"{origin.directory} is calibrated already; what its codes have lost would be taken for the model's own.",
+            advice="Calibrate the checkpoint, or a store that is still native.",
+            path=origin.directory,
+        )
+    if is_store(root) and load_manifest(root)[0].calibration != facts:
+        raise UsageError(
+            f"{root} is a finished store that was not made with this calibration.",
+            advice="Write to another directory: codes that are there are never changed.",
+            path=root,
+        )
