@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -21,32 +20,13 @@ from coterie.errors import ClusterError
 from coterie.profiles import ProfileDatabase
 from coterie.spec.opening import Opening
 from coterie.survey import Material, Survey, gather, survey
+from on_ray.processes import worker_pids
 from profiles.contents import contents
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
 
 OPENING = Opening(memory="1GiB", threads=1)
 SAMPLES = Path(coterie_package.__file__).parent / "bundled" / "samples"
-
-
-def worker_pids() -> list[int]:
-    """Processes of workers that are descendants of this one."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if (folder / "cmdline").read_bytes().startswith(b"ray::CoterieWorker") and descends(int(folder.name)):
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return sorted(found)
-
-
-def descends(pid: int) -> bool:
-    while pid > 1:
-        pid = int(re.search(r"PPid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])  # type: ignore[index]
-        if pid == os.getpid():
-            return True
-    return False
 
 
 def recorded(path: Path) -> dict[str, Any]:

@@ -122,7 +122,7 @@ RayOption = Annotated[
         metavar="ADDRESS",
         show_default=False,
         help="Let the machines of this Ray cluster do the work: HOST:6379, auto for the one of this machine, or local, "
-        "which starts one here. Needs --memory, which is then what each process may take.",
+        "which starts one here. What opens a model needs --memory, which is then what each process may take.",
     ),
 ]
 

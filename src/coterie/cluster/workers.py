@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from coterie.cluster.placement import Placement
 from coterie.errors import UsageError
 from coterie.files.naming import IN_PACKAGE, resolve_path
 from coterie.spec.opening import Opening
+from coterie.spec.sizes import parse_bytes
 
 Item = TypeVar("Item")
 Shard = TypeVar("Shard")
@@ -39,6 +41,14 @@ class RemoteModel:
         opening = replace(self.opening, source=None if source is None else place_of(source))
         object.__setattr__(self, "path", place_of(self.path))
         object.__setattr__(self, "opening", opening)
+
+    @property
+    def each(self) -> Placement:
+        """What each worker takes of its machine."""
+        memory, threads = self.opening.memory, self.opening.threads
+        assert memory is not None
+        assert threads is not None, "workers compute with the threads of a model here"
+        return Placement(threads, parse_bytes(memory, what="memory"))
 
 
 def check_memory(opening: Opening) -> None:

@@ -104,7 +104,7 @@ class Examination:
         assert only is not None, "somebody has to be examined"
         remote = with_threads(RemoteModel(path=str(only.path), opening=self.said, address=ray))
         sent = self._elsewhere(remote.opening)
-        with spread(remote, sent, sent.facts(), _never) as (workers, _):
+        with spread(remote.address, remote.each, sent, sent.facts(), _never) as (workers, _):
             yield workers
 
     def _elsewhere(self, said: Opening) -> Examination:

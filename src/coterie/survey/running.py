@@ -217,7 +217,7 @@ def _readers(
     processors = Processors(source.directory, store=source.store)
     room = _room(source, processors, context, limit)
     work, expected = Reading(model=remote, contributions=contributions), worker_facts((path, source, opening))
-    with spread(remote, work, expected, should_stop) as (workers, facts):
+    with spread(remote.address, remote.each, work, expected, should_stop) as (workers, facts):
         yield _Readers(source=source, processors=processors, banks=facts.details, room=room, workers=workers)
 
 
