@@ -28,7 +28,7 @@ from coterie.errors import (
     UnsupportedError,
     UsageError,
 )
-from zoo import ZOO, logits
+from zoo import ZOO, logits, stock
 
 from .damage import copy_of, edit_config, edit_index, edit_tensors, register
 
@@ -529,3 +529,10 @@ def test_home_is_expanded_for_stores(zoo_store, monkeypatch):
     store = zoo_store("qwen3_moe", torch.bfloat16)
     monkeypatch.setenv("HOME", str(store.parent))
     assert open_source(f"~/{store.name}").directory == store
+
+
+def test_a_model_says_where_it_is_from_as_stock_does(readable, open_model):
+    """Libraries that are given a model look there for its tokenizer."""
+    expected, model = stock(readable, torch.bfloat16), open_model(readable)
+    assert model.name_or_path == expected.name_or_path == str(readable)
+    assert model.config.name_or_path == expected.config.name_or_path

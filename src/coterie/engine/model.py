@@ -72,7 +72,7 @@ def build_model(
         parts.settle(model)
     source.finish_loading()
     _check_loaded(model, info, attachment, source)
-    model.config.name_or_path = str(source.directory)
+    model.name_or_path = model.config.name_or_path = str(source.directory)
     model.requires_grad_(False)
     round_as_stock(model)
     install_native_norms(model)
