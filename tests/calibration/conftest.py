@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,23 @@ def words(folder: Path, domain: str, count: int = 300) -> Path:
     return path
 
 
-@pytest.fixture
-def calibration(tmp_path: Path) -> Calibration:
-    material = [one for domain in ("code", "prose") for one in gather("text", domain, words(tmp_path, domain))]
+@pytest.fixture(scope="session")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    folder = tmp_path_factory.mktemp("texts")
+    material = [one for domain in ("code", "prose") for one in gather("text", domain, words(folder, domain))]
     return Calibration(material=material, tokens=TOKENS, memory="4GiB")
 
 
+@pytest.fixture(scope="session")
+def calibrated(readable: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nobody changes it."""
+    store = tmp_path_factory.mktemp("calibrated") / "store"
+    quantize(readable, store, scheme="int4", calibration=calibration)
+    return store
+
+
 @pytest.fixture
-def fresh(readable: Path, tmp_path: Path, calibration: Calibration) -> Path:
-    quantize(readable, tmp_path / "fresh", scheme="int4", calibration=calibration)
+def fresh(calibrated: Path, tmp_path: Path) -> Path:
+    """A copy of it for whoever asks."""
+    shutil.copytree(calibrated, tmp_path / "fresh")
     return tmp_path / "fresh"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -120,7 +121,10 @@ class ModelCalibration:
         room = divide_budget(source, own, self._opening.memory, context)
         opening = replace(self._opening, component=self._component, memory=room.model, max_context=context)
         with ExitStack() as stack:
-            opened = OpenModel.open(str(self._model), opening)
+            with warnings.catch_warnings():
+                # A pass over many tokens reads each expert once, however few have room together.
+                warnings.filterwarnings("ignore", message=".*most will be read again for every token")
+                opened = OpenModel.open(str(self._model), opening)
             stack.callback(opened.runtime.close)
             solvers = stack.enter_context(self._solvers(solver_nbytes(own)))
             calibrator = LayerCalibrator(opened, runs, room, folder, solvers)
