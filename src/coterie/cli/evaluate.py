@@ -19,6 +19,7 @@ from coterie.cli.estimates import value_and_interval, value_and_reach
 from coterie.cli.files import write_text_file
 from coterie.cli.generation_options import AdaptExpertsOption, QuietOption, check_adaptation
 from coterie.cli.opening import import_engine, opens_model, quiet_terminal
+from coterie.cli.ray_messages import without_ray_messages
 from coterie.cluster.spreading import check_spreading
 from coterie.errors import UsageError
 from coterie.files.replacing import check_writable
@@ -204,7 +205,11 @@ def command(
     from coterie.evaluate.asked import Asked
     from coterie.evaluate.running import evaluate_opening
 
-    with quiet_terminal(quiet=quiet), nullcontext(None) if quiet else _shown_progress() as progress:
+    with (
+        quiet_terminal(quiet=quiet),
+        nullcontext() if ray is None else without_ray_messages(),
+        nullcontext(None) if quiet else _shown_progress() as progress,
+    ):
         evaluation = evaluate_opening(
             model,
             text or (),

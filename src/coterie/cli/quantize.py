@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,6 +23,7 @@ from coterie.cli.options import (
     known_dense_scheme,
     known_scheme,
 )
+from coterie.cli.ray_messages import without_ray_messages
 from coterie.cli.transfer import resumable_progress
 from coterie.cluster.connection import check_ray
 from coterie.errors import UsageError
@@ -120,7 +122,7 @@ def command(
     from coterie.extraction import quantize
 
     calibration = _calibration(calibrate, speech, images, calibration_tokens, memory, ray)
-    with resumable_progress(store) as progress:
+    with nullcontext() if ray is None else without_ray_messages(), resumable_progress(store) as progress:
         report = quantize(
             model,
             store,

@@ -15,6 +15,7 @@ from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
 from coterie.cli.material import gather_material
 from coterie.cli.opening import import_engine, open_model, opens_model, quiet_terminal, remote_model
 from coterie.cli.progress import work_progress
+from coterie.cli.ray_messages import without_ray_messages
 from coterie.spec import DEFAULT_LABEL
 from coterie.spec.opening import Opening
 
@@ -141,6 +142,7 @@ def record(
             which: OpenModel | RemoteModel = stack.enter_context(open_model(model, opening, quiet=quiet))
         else:
             stack.enter_context(quiet_terminal(quiet=quiet))
+            stack.enter_context(without_ray_messages())
             which = remote
         pressed = stack.enter_context(ctrl_c_requests_stop())
         shown = nullcontext(lambda amount: None) if quiet else work_progress("Recording", total)

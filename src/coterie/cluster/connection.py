@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any, TextIO
+from typing import Any
 
 from coterie.errors import MissingPackageError, UsageError
 from coterie.spec.extras import install_advice
@@ -61,30 +58,6 @@ def connected(address: str) -> Iterator[None]:
             address=address,
         ) from error
     try:
-        with redirect_stdout(_WithoutRay(sys.stdout)):
-            yield
+        yield
     finally:
         ray.shutdown()
-
-
-class _WithoutRay(io.TextIOBase):
-    """A stdout for all but threads of Ray's: whatever it is told of logs, it prints there what it says of processes."""
-
-    def __init__(self, stdout: TextIO) -> None:
-        self._stdout = stdout
-
-    def write(self, text: str) -> int:
-        """Writes what is somebody else's."""
-        return len(text) if threading.current_thread().name.startswith("ray_") else self._stdout.write(text)
-
-    def flush(self) -> None:
-        """As of the stdout itself."""
-        self._stdout.flush()
-
-    def isatty(self) -> bool:
-        """As of the stdout itself."""
-        return self._stdout.isatty()
-
-    def fileno(self) -> int:
-        """As of the stdout itself."""
-        return self._stdout.fileno()
