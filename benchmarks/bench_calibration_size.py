@@ -35,7 +35,7 @@ from synthetic import Dimensions, write_checkpoint
 MATRICES = {"gate and up": (1536, 2048), "down": (2048, 768)}
 """Rows and columns of those of an expert of Qwen3-30B-A3B."""
 
-_REPEATS = 3
+_REPEATS = 2
 _INPUTS = 4096
 
 

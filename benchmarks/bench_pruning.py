@@ -1,9 +1,13 @@
-"""What pruning loses: the bundled model with three quarters and with half of its experts, chosen in four ways.
+"""What pruning loses: the bundled model with three quarters and with half of its experts, chosen in several ways.
 
 Each evaluation text is cut in two at the end of a paragraph near its middle. The first half is recorded into a profile
 that decides which experts stay. The second half is scored, so that the halves of a text share one document at most.
 The models see windows of 256 tokens, of which the first is context, beside the full model. The figures are those of
 `coterie evaluate`; the ratio is the paired one, token by token.
+
+Further rows are for comparison. *ean, global* ranks the experts of all layers together, so layers keep different
+numbers. *merged* is M-SMoE, and *routers trained* is a pruned model whose routers were trained towards the full model's
+logits on the recorded halves (``pruning_alternatives.py``): Coterie offers neither.
 
 The profile has text alone, and the model takes pictures and sounds, too: `modalities=["text"]` lets these go, so the
 figures are of what text loses. An exported checkpoint is opened as well, and must give the bits of its store.
@@ -24,12 +28,14 @@ from typing import Any
 import torch
 
 from coterie import export, extract, load, prune
-from coterie.evaluate import Quality, TokenScores, predict
+from coterie.engine.source import model_directory
+from coterie.evaluate import Quality, TokenScores, encode, predict, read_text
 from coterie.hf.tokenizer import load_tokenizer
 from coterie.survey import gather, survey
 from harness.options import options
 from harness.report import Report
-from perplexity import Passage, compare, read_passage, summarise, text_files
+from perplexity import WINDOW, Passage, compare, read_passage, summarise, text_files
+from pruning_alternatives import merged, with_trained_routers
 
 KEEPS = {"75%": 0.015, "50%": 0.12}
 """Share of each layer's experts → the mean divergence that REAP must not exceed."""
@@ -72,6 +78,28 @@ def pruned_stores(folder: Path, profile: Path, *, quick: bool) -> dict[str, Path
             found[name] = folder / f"{by}-{keep.rstrip('%')}"
             choice: dict[str, Any] = {} if by == "random" else {"profile": profile, "modalities": ["text"]}
             prune("bundled", found[name], keep=keep, by=by, component="thinker", **choice)
+        name = f"ean, global, {keep} kept"
+        found[name] = folder / f"global-{keep.rstrip('%')}"
+        prune("bundled", found[name], keep=keep, by="ean", component="thinker", profile=profile, modalities=["text"],
+              ranking="global")  # fmt: skip
+    return found
+
+
+def alternatives(folder: Path, profile: Path, texts: list[torch.Tensor], *, quick: bool) -> dict[str, Path]:
+    """What others do instead, or after pruning, as checkpoints by name."""
+    found = {}
+    full = model_directory("bundled")
+    for keep in list(KEEPS)[: 1 if quick else None]:
+        place = folder / f"alternatives-{keep.rstrip('%')}"
+        found[f"merged, {keep} kept"] = merged("bundled", place, keep=keep, profile=profile)
+        prune("bundled", place / "reap", keep=keep, profile=profile, modalities=["text"])
+        export(place / "reap", place / "reap-exported")
+        name = f"reap, {keep} kept, routers trained"
+        print(name, file=sys.stderr, flush=True)
+        found[name], divergences = with_trained_routers(
+            full, place / "reap-exported", place / "trained", texts, window=WINDOW, **({"steps": 2} if quick else {})
+        )
+        print(f"divergence {divergences[0]:.4f} → {divergences[-1]:.4f}", file=sys.stderr, flush=True)
     return found
 
 
@@ -112,9 +140,13 @@ def main() -> int:
     recorded = record(profile, {domain: files[0] for domain, files in texts.items()})
     stores = {"all experts": folder / "all"} | pruned_stores(folder, profile, quick=arguments.quick)
     extract("bundled", stores["all experts"], component="thinker")
+    tokenizer = load_tokenizer(model_directory("bundled"))
+    recorded_ids = [
+        torch.tensor(encode(tokenizer, read_text(files[0]), name=domain).ids) for domain, files in texts.items()
+    ]
+    stores |= alternatives(folder, profile, recorded_ids, quick=arguments.quick)
     models = {name: load(path, expert_memory="64MiB") for name, path in stores.items()}
     full = models["all experts"]
-    tokenizer = load_tokenizer(full.coterie.source.directory)
     windows = 1 if arguments.quick else WINDOWS
     passages = [read_passage(tokenizer, domain, files[1], windows) for domain, files in texts.items()]
     found = scores_of(full, models, passages)

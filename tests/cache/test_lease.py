@@ -9,6 +9,7 @@ import pytest
 
 from coterie.cache import ExpertCache, LeaseStats
 from coterie.errors import ExpertMissingError, ReadError, UsageError
+from coterie.eviction import PromptUse
 
 from .sources import (
     PATIENCE_S,
@@ -205,6 +206,25 @@ class TestScanResistance:
         drain(cache, KEYS[6:])
         _, stats = drain(cache, warm)
         assert stats.hits < 6
+
+    @pytest.mark.parametrize("eviction", ["markov", "lru", "lfu", "lfru"])
+    def test_what_a_prompts_last_tokens_use_stays(self, make, eviction):
+        cache = make(8, eviction=eviction)
+        last = KEYS[2:5]
+        drain(cache, KEYS[:8], phase="prefill", prompt=PromptUse([KEYS[1:3], last], 3))
+        # A scan that says nothing of that kind turns over the rest.
+        drain(cache, KEYS[8:], phase="prefill")
+        _, stats = drain(cache, last)
+        assert stats.hits == 3
+
+    def test_of_what_was_announced_it_stays_too(self, make):
+        cache = make(8)
+        with leased(cache, KEYS[:1], phase="prefill", upcoming=KEYS[1:3]) as lease:
+            list(lease)
+            cache.quiesce()
+        drain(cache, KEYS[1:3], phase="prefill", prompt=PromptUse([KEYS[1:3]], 2))
+        drain(cache, KEYS[3:], phase="prefill")
+        assert all(key in cache for key in KEYS[1:3])
 
     def test_in_a_full_arena_it_reuses_its_own_slots(self, make):
         cache = make(8)

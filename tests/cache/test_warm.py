@@ -175,8 +175,16 @@ def test_what_is_to_stay_follows_the_capacity_and_has_what_pins_leave(make):
     assert cache.stats().pinned == 5
     resized(cache, 5)
     assert cache.stats().pinned == 2
+    assert not cache.keeps_unread
     resized(cache, 8)
     cache.quiesce()
+    # They are read when somebody says that the capacity stays as it is.
+    assert cache.stats().pinned == 5
+    assert cache.keeps_unread
+    assert set(KEYS[:5]) & set(resident(cache)) <= set(KEYS[:2])
+    cache.keep(KEYS[:6], leaving=3 * SMALL.nbytes)
+    cache.quiesce()
+    assert not cache.keeps_unread
     assert set(KEYS[:5]) <= set(resident(cache))
     cache.keep(())
     cache.warm(KEYS[8:], share=1, pinned_nbytes=2 * SMALL.nbytes)

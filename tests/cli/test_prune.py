@@ -58,3 +58,30 @@ def test_a_profile_of_the_commands_own_decides(coterie, readable: Path, tmp_path
     wrong = coterie("prune", str(readable), "-o", str(small), "--keep", "5", "--profile", profile, "--for", "cod")
     assert wrong.code == 2
     assert "code" in wrong.err
+
+
+def test_layers_of_several_sizes_are_planned_evaluated_and_profiled(coterie, readable: Path, tmp_path: Path) -> None:
+    small, text, profile = str(tmp_path / "small"), tmp_path / "code.txt", str(tmp_path / "p.db")
+    text.write_text(" ".join(f"w{3 + n % 40}" for n in range(300)))
+    made = coterie(
+        "prune", str(readable), "-o", small, "--keep", "5", "--by", "random", "--seed", "1", "--ranking", "global",
+        "--least", "3",
+    )  # fmt: skip
+    assert made.code == 0, made.err
+    sizes = [bank["experts"] for bank in json.loads(coterie("inspect", small, "--json").out)["banks"]]
+    assert sum(sizes) == 10
+    assert len(set(sizes)) == 2
+    same = coterie("evaluate", small, "--against", small, "--text", str(text), "--context", "64", "--json")
+    assert same.code == 0, same.err
+    assert json.loads(same.out)["total"]["comparison"]["kld"]["value"] == 0
+    assert coterie("plan", small, "--memory", "2GiB", "--json").code == 0
+    recorded = coterie("profile", "record", small, "--db", profile, "--text", f"code={text}", "--context", "64")
+    assert recorded.code == 0, recorded.err
+    again = coterie(
+        "prune", small, "-o", str(tmp_path / "again"), "--keep", "70%", "--by", "ean", "--profile", profile,
+        "--ranking", "global", "--modality", "text",
+    )  # fmt: skip
+    assert again.code == 0, again.err
+    refused = coterie("export", small, "-o", str(tmp_path / "out"))
+    assert refused.code == 2
+    assert "one number for all layers" in refused.err

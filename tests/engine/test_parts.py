@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,29 @@ def test_experts_have_what_parts_leave(whole: Path, open_by_phase: Callable[...,
     model.generate(**inputs_of(), thinker_max_new_tokens=2, return_audio=False)
     assert lending.free == free
     assert all(not resident for resident, _ in seen(model).values())
+
+
+def read_ahead() -> None:
+    """Waits for what reads parts before they are called."""
+    for thread in threading.enumerate():
+        if thread.name == "coterie-parts":
+            thread.join()
+
+
+@pytest.mark.parametrize("how", ["held", "unheld", "no room"])
+def test_what_speaks_is_read_while_the_prompt_is(how: str, whole: Path, open_by_phase: Callable[..., Any]) -> None:
+    model = open_by_phase(whole)
+    runtime = model.coterie
+    if how == "no room":
+        # For the parts of one use at a time.
+        runtime.lending.lend("others", runtime.lending.free - runtime.plan.most_lent - 1024)
+    with runtime.speaking() if how != "unheld" else nullcontext(), torch.no_grad():
+        model.thinker(**text_of())
+        read_ahead()
+        expected = (True, 1) if how == "held" else (False, 0)
+        assert {path: seen(model)[path] for path in ("talker", "code2wav")} == dict.fromkeys(
+            ("talker", "code2wav"), expected
+        )
 
 
 def test_what_spoke_leaves_for_a_picture_that_is_decoded(whole: Path, open_by_phase: Callable[..., Any]) -> None:

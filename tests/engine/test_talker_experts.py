@@ -16,6 +16,8 @@ TALKERS = [ExpertKey("talker", 0, "mlp", expert) for expert in range(2)]
 class Kept:
     """A cache that notes what it is to keep."""
 
+    keeps_unread = False
+
     def __init__(self) -> None:
         self.calls: list[tuple[list[ExpertKey], int]] = []
 
@@ -43,6 +45,16 @@ def test_they_are_kept_until_something_else_is_computed_and_nobody_speaks(cache:
     experts.pass_begins("thinker")
     experts.pass_begins("thinker")
     assert cache.calls[1:] == [([], 100)]
+
+
+def test_they_are_read_again_when_encoders_have_given_their_memory_back(cache: Any) -> None:
+    experts = TalkerExperts(cache, TALKERS, 100)
+    with experts.stay():
+        cache.keeps_unread = True
+        experts.pass_begins("talker")
+        assert len(cache.calls) == 1
+        experts.pass_begins("thinker")
+        assert cache.calls[1:] == [(TALKERS, 100)]
 
 
 def test_a_model_that_does_not_speak_has_none(cache: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 import zlib
 from pathlib import Path
 
@@ -179,3 +181,32 @@ def test_what_is_left_out_is_compared_with_what_was_computed_token_by_token(read
     assert again.reads.left_out > 0
     with pytest.raises(UsageError, match="something else: in_steps differ"):
         evaluate(readable, paths, **options)
+
+
+def test_the_full_model_is_gone_when_the_other_is_opened(readable: Path, words, tmp_path: Path, monkeypatch) -> None:
+    from coterie.engine import opening
+
+    built: list[weakref.ref] = []
+    alive: list[int] = []
+    plan_for, build_model = opening.plan_for, opening.build_model
+
+    def watched_plan(*arguments, loaded, **options):
+        if not loaded:
+            alive.append(sum(model() is not None for model in built))
+        return plan_for(*arguments, loaded=loaded, **options)
+
+    def watched_build(*arguments):
+        model = build_model(*arguments)
+        built.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(opening, "plan_for", watched_plan)
+    monkeypatch.setattr(opening, "build_model", watched_build)
+    options = {"against": readable, "context": 16, "reference": tmp_path / "kept"}
+    gc.disable()
+    try:
+        evaluate(readable, [words(20)], memory="3GiB", **options)
+    finally:
+        gc.enable()
+    assert len(built) == 2
+    assert alive == [0, 0]

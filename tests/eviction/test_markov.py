@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coterie.eviction import Group, MarkovPolicy, belady, simulate
-from coterie.eviction.markov import Transitions, Visit
+from coterie.eviction.transitions import Transitions, Visit
 from coterie.spec import DEFAULT_POLICY
 
 SCALES, SHARES = (1.5, 8.0, 64.0), (0.3, 0.3, 0.4)
@@ -100,6 +100,39 @@ def test_learning_in_pieces_is_learning_at_once(visits, cut):
         for first in range(0, len(members), cut):
             transitions.learn([visit_with(visit, members[first : first + cut])])
     assert_predicts(transitions, 0, visits)
+
+
+@given(visits=histories, seen=st.integers(1, 29), more=st.lists(st.sets(st.integers(0, 6), min_size=1), max_size=3))
+def test_visits_that_are_told_at_once_are_learned_as_one_after_the_other(visits, seen, more):
+    transitions, visit = Transitions(), Visit(0)
+    transitions.reserve(1, 7)
+
+    def one_by_one(some):
+        for ids in some:
+            visit.begin()
+            transitions.learn([visit_with(visit, [expert + 1 for expert in ids])])
+
+    one_by_one(visits[:seen])
+    if visits[seen:]:
+        transitions.learn_run(visit, [[expert + 1 for expert in ids] for ids in visits[seen:]])
+        assert visit.members.keys() == {0, *(expert + 1 for expert in visits[-1])}
+        assert visit.previous.keys() == {0, *(expert + 1 for expert in visits[-2])}
+    assert_predicts(transitions, 0, visits)
+    one_by_one(more)
+    assert_predicts(transitions, 0, visits + more)
+
+
+def test_what_was_observed_is_inserted_without_a_further_use():
+    policy = MarkovPolicy()
+    tell(policy, [[(bank, expert) for expert in range(4)] for bank in range(5)], set())
+    policy.observe([[(0, 1)], [(0, 3)], [(0, 2), (0, 3)]])
+    order = policy.victims(4, lambda key: key[0] == 0)
+    assert (order[0], order[-1]) == ((0, 0), (0, 3))
+    for key in [(0, 1), (0, 2)]:
+        # As a cache does with what a prefill has read.
+        policy.remove(key)
+        policy.insert(key, 1)
+    assert policy.victims(4, lambda key: key[0] == 0) == order
 
 
 @given(visits=histories, seen=st.integers(1, 12), experts=st.sampled_from([64, 130, 300]))

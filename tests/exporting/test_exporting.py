@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from coterie.checkpoint import Checkpoint
 from coterie.errors import ChecksumError, CoterieError, DiskSpaceError, StoreError, UsageError
@@ -17,6 +18,8 @@ from coterie.extraction import extract, prune
 from coterie.extraction.progress import Progress
 from extraction.stores import snapshot
 from store.faults import EVERY, Killed, KillingCalls, WatchedCalls
+from zoo import ZOO
+from zoo.files import load
 from zoo.quantised import quantised
 from zoo.tokenizer import add_tokenizer
 
@@ -166,6 +169,37 @@ def test_matrices_in_several_schemes_are_dequantised(moe: Path, tmp_path: Path) 
         )
         for name in names
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("native", [0, 3])
+def test_native_experts_of_another_dtype_stay_exact_beside_dequantised_ones(
+    moe: Path, tmp_path: Path, open_model, native: int
+) -> None:
+    """The experts of one layer are float32 in a checkpoint of a model that computes in bfloat16."""
+    shutil.copytree(moe, tmp_path / "checkpoint")
+    weights = load_file(tmp_path / "checkpoint/model.safetensors")
+    layer = "model.layers.0.mlp.experts"
+    fine = {n: w.float() + 2**-20 if n.startswith(layer) else w for n, w in weights.items()}
+    save_file(fine, tmp_path / "checkpoint/model.safetensors", {"format": "pt"})
+    schemes = {
+        "schema_version": 1, "rest": "int8", "experts": {f"text/mlp-layer-000/{native:05}": "native"}
+    }  # fmt: skip
+    extract(tmp_path / "checkpoint", tmp_path / "mixed", expert_schemes=schemes)
+    export(tmp_path / "mixed", tmp_path / "out", dequantise=True)
+    made = Checkpoint.open(tmp_path / "out")
+    for name in made.tensors:
+        if name.startswith(layer):
+            assert made.tensors[name].dtype == "F32"
+            assert torch.equal(made.read(name), fine[name]) == name.startswith(f"{layer}.{native}.")
+        else:
+            assert made.tensors[name].dtype == "BF16"
+    inputs = ZOO["qwen3_moe"].inputs(length=20)
+    with torch.no_grad():
+        store, exported = (open_model(tmp_path / name)(**inputs).logits for name in ("mixed", "out"))
+    stock, _ = load(tmp_path / "out", torch.bfloat16)
+    with torch.no_grad():
+        assert torch.equal(stock(**inputs).logits, exported)
+    assert (store - exported).abs().max() < 0.1
 
 
 def test_lossy_stores_of_quantised_checkpoints_are_refused(tmp_path: Path) -> None:

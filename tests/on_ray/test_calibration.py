@@ -19,7 +19,7 @@ from on_ray.processes import worker_pids
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
 
 
-def test_a_store_is_the_same_though_a_worker_is_killed(
+def test_a_store_is_the_same_though_all_workers_are_killed(
     cluster: str, readable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     material = [one for domain in ("code", "prose") for one in gather("text", domain, words(tmp_path, domain))]
@@ -28,9 +28,10 @@ def test_a_store_is_the_same_though_a_worker_is_killed(
     killed: list[int] = []
 
     def kill(progress: Progress) -> None:
-        if not killed and (workers := worker_pids()):
-            killed.append(workers[0])
-            os.kill(workers[0], signal.SIGKILL)
+        if not killed:
+            killed.extend(worker_pids())
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
 
     monkeypatch.setattr(solving, "choose_codes", lambda *_: pytest.fail("this process has others choose"))
     there = replace(calibration, ray=cluster)

@@ -139,7 +139,7 @@ def test_ctrl_c_stops_the_command_and_its_workers(material: list[Material], tmp_
         process.kill()
     assert process.returncode == 130, err
     assert json.loads(out)["interrupted"]
-    assert recorded(tmp_path / "p.db") > 0
+    assert tokens_in(tmp_path / "p.db") > 0
 
 
 def tokens_in(path: Path) -> int:

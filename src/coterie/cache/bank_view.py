@@ -18,6 +18,7 @@ from coterie.cache.consumer import Consumer
 from coterie.cache.guard import Guard
 from coterie.cache.predictions import Predictions
 from coterie.cache.statistics import Counters
+from coterie.eviction import PromptUse
 from coterie.native import Addresses, Library
 from coterie.spec import BankKey, ExpertKey
 
@@ -39,7 +40,7 @@ class Holds:
         predictions: Those given.
         held: What must stay together until it is given up: token → (consumer, entries).
         uses_matter: Whether anybody will ask which requests were hits.
-        journal: These hits, in order, that the policy has not been told of yet.
+        journal: What the policy has not been told of yet, in order: these hits, and what prompts used.
         wake: Called when a hold has ended while leases are open.
         notify: Called when the journal is long.
     """
@@ -51,7 +52,7 @@ class Holds:
         self._counters = counters
         self.held: dict[object, tuple[Consumer | None, Sequence[Entry]]] = {}
         self.uses_matter = False
-        self.journal: deque[Sequence[Entry]] = deque()
+        self.journal: deque[Sequence[Entry] | PromptUse[ExpertKey]] = deque()
         self.wake: Callable[[], None] = _nothing
         self.notify: Callable[[], None] = _nothing
 
@@ -85,9 +86,9 @@ class Holds:
             if self._claims.open:
                 self.wake()
 
-    def note(self, entries: Sequence[Entry]) -> None:
-        """Remembers hits, where uses matter; the reading threads tell the policy. Needs the lock."""
-        self.journal.append(entries)
+    def note(self, uses: Sequence[Entry] | PromptUse[ExpertKey]) -> None:
+        """Remembers uses, where they matter; the reading threads tell the policy. Needs the lock."""
+        self.journal.append(uses)
         if len(self.journal) > JOURNAL_LIMIT:
             self.notify()
 

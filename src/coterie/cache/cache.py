@@ -21,7 +21,7 @@ from coterie.cache.snapshot import Snapshot
 from coterie.cache.statistics import CacheStats, Counters, LeaseStats, ReadTimes
 from coterie.cache.warm_set import WARM_SHARE
 from coterie.errors import MemoryBudgetError, UsageError
-from coterie.eviction import EvictionPolicy, LfuPolicy, LruPolicy, make_policy
+from coterie.eviction import EvictionPolicy, LfuPolicy, LruPolicy, PromptUse, make_policy
 from coterie.records.reads import RecordReader
 from coterie.spec import DEFAULT_POLICY, BankKey, ExpertKey, ExpertSource, Phase
 
@@ -97,7 +97,7 @@ class ExpertCache:
     @property
     def scans_badly(self) -> bool:
         """Whether its policy keeps nothing of what is asked for in turns, if that is more than there is room for."""
-        return isinstance(self._residency.policy, LruPolicy | LfuPolicy)
+        return isinstance(self._residency.candidates.policy, LruPolicy | LfuPolicy)
 
     @property
     def minimum(self) -> int:
@@ -108,6 +108,12 @@ class ExpertCache:
     def total_bytes(self) -> int:
         """Bytes that all experts of the source would take."""
         return self._residency.total_bytes
+
+    @property
+    def warm_share(self) -> float:
+        """Share of the experts that are not pinned that decoding can have in memory; a prefill turns over the rest."""
+        with self._guard.lock:
+            return self._residency.warm_share
 
     @property
     def reads_at_once(self) -> int:
@@ -131,6 +137,7 @@ class ExpertCache:
         ordered: bool = False,
         phase: Phase = "decode",
         upcoming: Iterable[ExpertKey] = (),
+        prompt: PromptUse[ExpertKey] | None = None,
     ) -> Lease:
         """A lease of experts, to be entered with ``with`` and iterated over.
 
@@ -147,6 +154,7 @@ class ExpertCache:
                 this lease have begun, reading goes straight on with that, within what a prefill may have read ahead,
                 until the consumer's next lease or hold, or until this one is left by an exception. Advice: it changes
                 no result.
+            prompt: What the last tokens of a prefill use. It is as if decoding had asked for what is kept of that.
 
         Raises:
             ExpertMissingError: If the source does not have one of ``keys``; those of ``upcoming`` are passed over.
@@ -168,6 +176,7 @@ class ExpertCache:
             prefill=prefill,
             consumer=consumer,
             upcoming=upcoming,
+            prompt=prompt,
         )
         return Lease(self._scheduler, claim, self)
 
@@ -234,7 +243,7 @@ class ExpertCache:
         """Says which experts are to stay from now on. Advice: it changes no result. A later call supersedes an earlier.
 
         They are read while nothing else is to be read, before what is worth most (:meth:`warm`), and leave only when
-        nothing else can.
+        nothing else can. What a larger capacity has room for again is read when this is called again.
 
         Args:
             keys: The experts, or none; those that the source does not have are passed over.
@@ -247,6 +256,11 @@ class ExpertCache:
         if leaving < 0:
             raise UsageError(f"leaving={leaving} cannot be.", got=leaving)
         self._scheduler.keep(keys, leaving=leaving)
+
+    @property
+    def keeps_unread(self) -> bool:
+        """Whether the capacity has become larger since :meth:`keep` was called, so that more could be read and kept."""
+        return self._predictions.any_put_off
 
     def resize(self, capacity: int) -> bool:
         """Changes how many bytes experts may take in memory. Changes no result.
@@ -321,7 +335,7 @@ class ExpertCache:
                 warmed=counters.issued[Cause.WARMING],
                 warmed_used=counters.used[Cause.WARMING] + untold[Cause.WARMING],
                 warmed_bytes=counters.nbytes[Cause.WARMING],
-                pinned=self._predictions.pinned_count,
+                pinned=len(self._predictions.pinned),
             )
 
     def snapshot(self) -> Snapshot:

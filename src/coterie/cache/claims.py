@@ -14,6 +14,7 @@ from coterie.cache.arena import Slot, SlotArena
 from coterie.cache.cause import Cause
 from coterie.cache.consumer import Consumer
 from coterie.errors import CoterieError
+from coterie.eviction import PromptUse
 from coterie.spec import ExpertKey, RecordLayout
 
 Tensors = tuple[torch.Tensor, ...]
@@ -31,21 +32,31 @@ class Entry:
         holders: The claims for which it must stay. A set instead of a count: giving up twice, or after an interrupt
             between two steps, does no harm.
         loaded: Whether the record is complete.
-        cold: Whether nobody but prefills has asked for it so far.
         cause: Why it is read.
         unclaimed: Whether it is read for no claim and nobody has asked for it since.
         reader: The claim that it is read for, if any.
         asked: The claims that waited for it when its read began.
         unclaimed_nbytes: Bytes that were read for it before a claim asked for it, if that was announced.
+
+    Args:
+        colds: Those that are cold, of a cache.
     """
 
     __slots__ = (
-        "asked", "cause", "cold", "holders", "key", "layout", "loaded", "reader", "slot", "tensors", "unclaimed",
+        "_colds", "asked", "cause", "holders", "key", "layout", "loaded", "reader", "slot", "tensors", "unclaimed",
         "unclaimed_nbytes",
     )  # fmt: skip
 
     def __init__(
-        self, key: ExpertKey, layout: RecordLayout, slot: Slot, *, cause: Cause, reader: Claim | None, cold: bool
+        self,
+        key: ExpertKey,
+        layout: RecordLayout,
+        slot: Slot,
+        *,
+        cause: Cause,
+        reader: Claim | None,
+        cold: bool,
+        colds: set[Entry],
     ) -> None:
         self.key = key
         self.layout = layout
@@ -53,12 +64,25 @@ class Entry:
         self.tensors: Tensors = ()
         self.holders: set[Claim] = set()
         self.loaded = False
+        self._colds = colds
         self.cold = cold
         self.cause = cause
         self.unclaimed = cause is not Cause.DEMAND
         self.reader = reader
         self.asked: frozenset[Claim] = frozenset()
         self.unclaimed_nbytes = 0
+
+    @property
+    def cold(self) -> bool:
+        """Whether nobody but prefills has asked for it so far, and none of them as decoding would."""
+        return self in self._colds
+
+    @cold.setter
+    def cold(self, cold: bool) -> None:
+        if cold:
+            self._colds.add(self)
+        else:
+            self._colds.discard(self)
 
     @property
     def announced(self) -> bool:
@@ -79,14 +103,15 @@ class Claim:
         prefill: Whether the lease is a prefill's.
         consumer: Whose it is.
         upcoming: What its consumer will most probably ask for next, soonest first.
+        prompt: What the last tokens of a prefill use; None where nobody says.
         ahead: Keys read for this claim and not yet yielded.
         waiting_since: Ticket drawn when its consumer began to wait, or None.
     """
 
     __slots__ = (
         "admitted", "ahead", "bytes_read", "closed", "consumed", "consumer", "current", "error", "evictions", "hits",
-        "keys", "layouts", "ordered", "position", "prefill", "reading", "ready", "todo", "together", "upcoming",
-        "wait_s", "waiting_since",
+        "keys", "layouts", "ordered", "position", "prefill", "prompt", "reading", "ready", "todo", "together",
+        "upcoming", "wait_s", "waiting_since",
     )  # fmt: skip
 
     def __init__(
@@ -99,6 +124,7 @@ class Claim:
         prefill: bool,
         consumer: Consumer,
         upcoming: Iterable[ExpertKey] = (),
+        prompt: PromptUse[ExpertKey] | None = None,
     ) -> None:
         self.keys = keys
         self.layouts = dict(zip(keys, layouts, strict=True))
@@ -107,6 +133,7 @@ class Claim:
         self.prefill = prefill
         self.consumer = consumer
         self.upcoming = upcoming
+        self.prompt = prompt
         self.todo: deque[ExpertKey] = deque()
         self.reading: set[ExpertKey] = set()
         self.ready: OrderedDict[ExpertKey, Entry] = OrderedDict()
@@ -127,6 +154,11 @@ class Claim:
     def nbytes(self) -> int:
         """Bytes of the slots of all its members."""
         return sum(SlotArena.slot_nbytes(layout.nbytes) for layout in self.layouts.values())
+
+    @property
+    def keeps(self) -> frozenset[ExpertKey]:
+        """What is as good as asked for by decoding, though a prefill asks for it."""
+        return frozenset() if self.prompt is None else self.prompt.kept
 
     @property
     def finished(self) -> bool:

@@ -83,10 +83,17 @@ class Predictions:
         self._warm.replace(keys, size_of, nbytes=nbytes, pinned_nbytes=pinned_nbytes)
         self._changed()
 
-    def keep(self, keys: Iterable[ExpertKey], size_of: Callable[[ExpertKey], int], *, nbytes: int) -> None:
+    def keep(
+        self, keys: Iterable[ExpertKey], size_of: Callable[[ExpertKey], int], *, nbytes: int, read: bool = True
+    ) -> None:
         """Other experts are to stay than before; see :meth:`WarmSet.keep`."""
-        self._warm.keep(keys, size_of, nbytes=nbytes)
+        self._warm.keep(keys, size_of, nbytes=nbytes, read=read)
         self._changed()
+
+    @property
+    def any_put_off(self) -> bool:
+        """Whether the reading of something that is to stay was put off."""
+        return bool(self._warm.put_off)
 
     @property
     def to_warm(self) -> deque[ExpertKey]:
@@ -94,9 +101,9 @@ class Predictions:
         return self._warm.todo
 
     @property
-    def pinned_count(self) -> int:
-        """Experts that are pinned, resident or not."""
-        return len(self._warm.pinned)
+    def pinned(self) -> frozenset[ExpertKey]:
+        """What is pinned, resident or not; the same object until that changes."""
+        return self._warm.pinned
 
     def protects(self, key: ExpertKey, *, of: Consumer | None = None) -> bool:
         """Whether a key leaves only when nothing else can: it is predicted, or pinned.

@@ -183,7 +183,7 @@ class ReadOrder:
                     if entry is None:
                         # Nobody behind it may take the room that it waits for.
                         return None
-                    entry.cold = claim.prefill and not self._predictions.is_worth_having(key)
+                    entry.cold = claim.prefill and not (key in claim.keeps or self._predictions.is_worth_having(key))
                     claim.ahead.add(key)
                 self._grant(claim, entry)
                 if read:

@@ -10,14 +10,18 @@ import torch
 
 from coterie.cache.arena import SlotArena
 from coterie.cache.bank_view import ByBank, Holds
+from coterie.cache.candidates import Candidates
 from coterie.cache.cause import Cause
 from coterie.cache.claims import Claim, Entry
 from coterie.cache.growth import Growth, native_touch
 from coterie.cache.predictions import Predictions
 from coterie.cache.statistics import Counters
 from coterie.errors import ExpertMissingError, MemoryBudgetError, UsageError
-from coterie.eviction import EvictionPolicy, TrustPolicy
+from coterie.eviction import EvictionPolicy, PromptUse, TrustPolicy
 from coterie.spec import ExpertKey, ExpertSource, RecordLayout, format_bytes
+
+_TURNED_OVER = 8
+"""The part of the arena that a prefill may push out, as its reciprocal."""
 
 
 class Residency:
@@ -38,7 +42,7 @@ class Residency:
         loaded: What is resident. This and what follows is changed here alone.
         loading: What is on its way.
         by_bank: What is resident, by bank and id.
-        policy: Chooses victims.
+        candidates: Who leaves first.
         arena: The slots.
         growth: Whether reads wait for new memory.
 
@@ -61,13 +65,17 @@ class Residency:
         self.total_bytes = sum(sizes)
         self._largest = max(sizes, default=0)
         self._asked = capacity
-        self.policy = policy
         self._predictions = predictions
         self._holds = holds
         self._counters = counters
         self.loaded: dict[ExpertKey, Entry] = {}
         self.loading: dict[ExpertKey, Entry] = {}
         self.by_bank = ByBank(self.loaded)
+        self.candidates = Candidates(policy, predictions, self.loaded)
+        self._colds: set[Entry] = set()
+        # As it was when its size was added up last.
+        self._pinned: frozenset[ExpertKey] = frozenset()
+        self._pinned_nbytes = 0
         # Whether something may have to leave, and how much is there that nobody has asked for yet: while neither is so,
         # nobody will ask about uses.
         self._may_evict = holds.uses_matter = capacity < self.total_bytes
@@ -92,6 +100,17 @@ class Residency:
     def capacity(self) -> int:
         """Bytes that experts may take: what was asked for, but no more than all records have."""
         return min(self._asked, self.total_bytes)
+
+    @property
+    def warm_share(self) -> float:
+        """Share of what is not pinned that decoding can have in memory: a prefill turns over the rest."""
+        if self.capacity >= self.total_bytes:
+            return 1.0
+        if self._predictions.pinned is not self._pinned:
+            self._pinned = self._predictions.pinned
+            self._pinned_nbytes = sum(self.slot_nbytes(key) for key in self._pinned)
+        pinned = self._pinned_nbytes
+        return max(0.0, self.capacity - self.capacity // _TURNED_OVER - pinned) / max(1, self.total_bytes - pinned)
 
     @property
     def all_resident(self) -> bool:
@@ -148,16 +167,20 @@ class Residency:
             self._counters.in_time[entry.cause] += entry.loaded
 
     def settle(self) -> None:
-        """Tells the policy about the hits in the journal."""
+        """Tells the policy about the uses in the journal, and looks at what is pinned."""
         journal = self._holds.journal
         while journal:
-            for entry in journal.popleft():
+            uses = journal.popleft()
+            if isinstance(uses, PromptUse):
+                self.candidates.observe(uses, [entry for key in uses.kept if (entry := self.find(key)) is not None])
+                continue
+            for entry in uses:
                 # It may have left since: hits are told late, and a hold may have ended in between.
                 if self.loaded.get(entry.key) is entry:
-                    entry.cold = False
-                    self.policy.hit(entry.key)
+                    self.candidates.hit(entry)
                     if entry.unclaimed:
                         self.note_use(entry)
+        self.candidates.settle()
 
     def reserve(self, key: ExpertKey, layout: RecordLayout, claim: Claim, others: Sequence[Claim]) -> Entry | None:
         """A slot for a key that a claim needs, or None while everything is held.
@@ -237,23 +260,26 @@ class Residency:
         entry.loaded = True
         self.loaded[entry.key] = entry
         self.by_bank.put(entry.key, entry)
-        self.policy.insert(entry.key, entry.slot.nbytes, cold=entry.cold)
+        self.candidates.insert(entry)
 
     def abandon(self, entry: Entry) -> None:
         """An entry could not be read: as if it had never been asked for."""
         del self.loading[entry.key]
+        entry.cold = False
         self._count_unclaimed(-entry.unclaimed)
         self.arena.release(entry.slot)
 
     def expect_use(self, expected: Mapping[ExpertKey, float]) -> None:
         """Tells a policy that goes by it how often each expert is used per token."""
         self.settle()
-        if isinstance(self.policy, TrustPolicy):
-            self.policy.expect(expected)
+        policy = self.candidates.policy
+        if isinstance(policy, TrustPolicy):
+            policy.expect(expected)
 
     def untold(self) -> Counter[Cause]:
         """How many unclaimed experts have been used of which the policy has not heard yet: they count from now on."""
-        used = {entry for batch in tuple(self._holds.journal) for entry in batch if entry.unclaimed}
+        hits = (batch for batch in tuple(self._holds.journal) if not isinstance(batch, PromptUse))
+        used = {entry for batch in hits for entry in batch if entry.unclaimed}
         return Counter(entry.cause for entry in used)
 
     def held(self) -> set[ExpertKey]:
@@ -303,7 +329,8 @@ class Residency:
         # A policy names none if all that may leave are not enough.
         free = sum(entry.slot.nbytes for key, entry in loaded.items() if may_leave(key))
         needed = min(self.arena.in_use + self.arena.growing - self.capacity, free)
-        for key in self.policy.victims(needed, may_leave) if needed > 0 else ():
+        victims = self.candidates.victims(needed, may_leave, pinned=is_spared is None) if needed > 0 else ()
+        for key in victims:
             self._evict(key)
 
     @property
@@ -322,14 +349,13 @@ class Residency:
 
     def prefill_depth(self, size: int) -> int:
         """Records of that many bytes that a prefill may have read ahead: it may push an eighth of the arena out."""
-        return max(1, min(self.capacity // 8, self.room // 2) // size)
+        return max(1, min(self.capacity // _TURNED_OVER, self.room // 2) // size)
 
     def _should_wait(self, victims: Sequence[ExpertKey], size: int) -> bool:
         """Whether a prefill that reads ahead is to wait for its own slots, rather than take one that is warm."""
         if all(self.loaded[key].cold for key in victims):
             return False
-        entries = (*self.loaded.values(), *self.loading.values())
-        return sum(entry.cold for entry in entries) > self.prefill_depth(size)
+        return len(self._colds) > self.prefill_depth(size)
 
     def _unneeded(self, size: int) -> list[ExpertKey]:
         """Victims for what is asked for: those that are predicted last, and none that is pinned."""
@@ -365,7 +391,7 @@ class Residency:
                 return False
             return is_spared is None or not is_spared(key)
 
-        return self.policy.victims(needed, may_leave)
+        return self.candidates.victims(needed, may_leave, pinned=is_spared is None)
 
     @property
     def _grows_apart(self) -> bool:
@@ -402,7 +428,7 @@ class Residency:
             self.growth.taken(size)
         self._counters.issued[cause] += 1
         self._count_unclaimed(cause is not Cause.DEMAND)
-        entry = self.loading[key] = Entry(key, layout, slot, cause=cause, reader=claim, cold=cold)
+        entry = self.loading[key] = Entry(key, layout, slot, cause=cause, reader=claim, cold=cold, colds=self._colds)
         return entry
 
     def _evict(self, key: ExpertKey) -> None:
@@ -411,7 +437,8 @@ class Residency:
             self.loaded[key] = entry
             raise UsageError(f"The eviction policy names expert {key}, which is in use.", key=key)
         self.by_bank.put(key, None)
-        self.policy.remove(key)
+        entry.cold = False
+        self.candidates.remove(key)
         self.arena.release(entry.slot)
         self._counters.evictions += 1
         if entry.unclaimed:

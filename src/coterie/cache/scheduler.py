@@ -223,11 +223,11 @@ class Scheduler:
             if not self._predictions.idle and self._predictions.any_to_read:
                 self._readers.notify()
 
-    def _keep(self, capacity: int) -> None:
+    def _keep(self, capacity: int, *, read: bool = True) -> None:
         """As many are kept as a capacity has room for."""
         (keys, leaving), residency = self._kept, self._residency
         left = max(leaving, residency.minimum) if capacity < residency.total_bytes else 0
-        self._predictions.keep(keys, residency.slot_nbytes, nbytes=capacity - left)
+        self._predictions.keep(keys, residency.slot_nbytes, nbytes=capacity - left, read=read)
 
     def resize(self, capacity: int) -> bool:
         """Changes what experts may take; returns whether no more than that is in use now."""
@@ -237,7 +237,8 @@ class Scheduler:
             if not self.guard.usable:
                 self.guard.check()
             if self._kept[0]:
-                self._keep(capacity)
+                # What there is room for again may have to leave again: an encoder follows the other.
+                self._keep(capacity, read=False)
             # Whoever waits to have all at once was told that there is room for all.
             fits = self._residency.resize(max(capacity, least := self._claims.needed_nbytes)) and capacity >= least
             self._order.wake()
@@ -337,6 +338,8 @@ class Scheduler:
             raise claim.error
 
     def _admit(self, claim: Claim) -> None:
+        if claim.prompt is not None and self._holds.uses_matter:
+            self._holds.note(claim.prompt)
         hits: list[Entry] = []
         for key in claim.keys:
             entry = self._residency.find(key)

@@ -75,7 +75,7 @@ def snapshot_of(
     """What is going on in a cache of these parts. Needs its lock."""
     entries = (*residency.loaded.values(), *residency.loading.values())
     total = sum(entry.slot.nbytes for entry in residency.loaded.values())
-    ranked = residency.policy.victims(total, lambda key: True) if total else ()
+    ranked = residency.candidates.victims(total, lambda key: True, pinned=True) if total else ()
     return Snapshot(
         resident=tuple(residency.loaded),
         by_bank=residency.by_bank.names(),

@@ -18,6 +18,7 @@ class WarmSet:
         members: The experts: those that are to stay, then the others, most valuable first.
         pinned: Those of them that leave only when nothing else can.
         todo: Those that are still to be read, soonest first.
+        put_off: Those that are to stay, and to be read once somebody says so.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,7 @@ class WarmSet:
         self._worth: tuple[ExpertKey, ...] = ()
         self._most_worth: tuple[ExpertKey, ...] = ()
         self._kept: tuple[ExpertKey, ...] = ()
+        self.put_off: tuple[ExpertKey, ...] = ()
 
     def replace(
         self, keys: Iterable[ExpertKey], size_of: Callable[[ExpertKey], int], *, nbytes: int, pinned_nbytes: int
@@ -44,18 +46,29 @@ class WarmSet:
         self._settle()
         self.todo = deque(self.members)
 
-    def keep(self, keys: Iterable[ExpertKey], size_of: Callable[[ExpertKey], int], *, nbytes: int) -> None:
-        """Forgets what was to stay, and takes the first keys that fit beside what is pinned; see :meth:`replace`."""
+    def keep(
+        self, keys: Iterable[ExpertKey], size_of: Callable[[ExpertKey], int], *, nbytes: int, read: bool = True
+    ) -> None:
+        """Forgets what was to stay, and takes the first keys that fit beside what is pinned; see :meth:`replace`.
+
+        Args:
+            keys: Those that are to stay.
+            size_of: Bytes of the slot of each.
+            nbytes: All together at most.
+            read: Whether they are read; else that is put off.
+        """
         before, pinned_nbytes = self._kept, sum(map(size_of, self._most_worth))
         self._kept = _fitting(keys, size_of, nbytes - pinned_nbytes)
         self._settle()
         # What was worth having was read once; whatever of it has left since was worth less than what came.
-        new = frozenset(self._kept).difference(before)
-        self.todo = deque((*(key for key in self._kept if key in new), *(key for key in self.todo if key not in new)))
+        new = frozenset(self._kept).difference(before).union(self.put_off)
+        wanted = tuple(key for key in self._kept if key in new)
+        self.put_off = () if read else wanted
+        self.todo = deque((*(wanted if read else ()), *(key for key in self.todo if key not in new)))
 
     def clear(self) -> None:
         """Has no members any more."""
-        self._worth = self._most_worth = self._kept = ()
+        self._worth = self._most_worth = self._kept = self.put_off = ()
         self._settle()
         self.todo.clear()
 

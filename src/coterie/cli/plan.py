@@ -16,6 +16,7 @@ from coterie.cli.options import (
     JsonOption,
     ModelArgument,
     OfflineOption,
+    ProfileOption,
     RevisionOption,
     known_dense_scheme,
     known_scheme,
@@ -104,6 +105,17 @@ def command(
             "and their routing is replayed for every budget.",
         ),
     ] = None,
+    profile: ProfileOption = None,
+    domains: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="DOMAINS",
+            show_default=False,
+            help="With --profile: forecast hits for these domains of it, such as code,german, and say how much memory "
+            "each needs. Default: all of which enough was recorded.",
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Measure nothing, and say nothing about speed.")] = False,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
@@ -113,7 +125,8 @@ def command(
 
     It reads manifests and headers, of the Hub, too, and no weights. Memory is what opening the model takes. Everything
     that is a forecast is given as a range, and the hit rate says what it rests on: law (dimensions alone), known model
-    (routing that was recorded from this model) or probe (routing of your own text).
+    (routing that was recorded from this model), profile (what was recorded of your domains) or probe (routing of your
+    own text).
 
     Speed follows from what is measured here: reads of the disk, with a temporary file of 128 MiB, and products of
     matrices. The exit code is 1 if the model will not run in any of the budgets.
@@ -140,6 +153,8 @@ def command(
             prompt_tokens=prompt_tokens,
             answer_tokens=answer_tokens,
             probe=None if probe is None else read_prompt(probe),
+            profile=profile,
+            domains=[name.strip() for name in (domains or "").split(",") if name.strip()],
             measure=not quick,
             revision=revision,
             offline=offline,

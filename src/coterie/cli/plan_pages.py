@@ -24,6 +24,7 @@ def print_plan(plan: Plan) -> None:
         _print_budgets(plan)
     else:
         _print_budget(plan.budgets[0], plan)
+    _print_domains(plan)
     _print_precisions(plan)
     _print_disk(plan)
     _print_commands(plan)
@@ -66,7 +67,8 @@ def _print_budget(budget: BudgetPlan, plan: Plan) -> None:
     _add_forecast(table, budget, plan)
     table.add_row("largest context", f"{budget.largest_context} tokens in this budget, with few experts left")
     table.add_row("smallest memory", f"{format_bytes(fit.minimum)} for {fit.context} tokens")
-    table.add_row("later", "memory does not grow: the whole context and a full cache are counted")
+    held = format_bytes(fit.held_nbytes)
+    table.add_row("later", f"at most {held}, however long it runs: with the whole context and a full cache")
     table.add_row("all experts", f"stay in {format_bytes(plan.all_experts)}")
     if plan.knee is not None:
         table.add_row("knee", _knee(plan.knee))
@@ -190,6 +192,23 @@ def _remark(budget: BudgetPlan) -> str:
     if not budget.memory.comfortable:
         return "expect few hits"
     return "" if budget.speed is None else f"limit: {budget.speed.limit}"
+
+
+def _print_domains(plan: Plan) -> None:
+    if not plan.domains:
+        return
+    results().print()
+    budgets = [f"hit rate in {format_bytes(one.memory.memory)}" for one in plan.budgets]
+    most = f"{plan.domains[0].most:.0%} of it in"
+    table = plain_table("domain", "recorded", *budgets, most, right=("recorded", *budgets, most))
+    for one in plan.domains:
+        rates = ["–" if hits is None else _percents(hits.rate) for hits in one.hit_rates]
+        table.add_row(one.domain, f"{one.tokens} tokens", *rates, format_bytes(one.memory_for_most))
+    print_table(table)
+    results().print(
+        "By profile: the share of what a domain asks for that the experts have that it uses most, as many as fit. "
+        "Speed is for the domain that misses most."
+    )
 
 
 def _print_precisions(plan: Plan) -> None:

@@ -41,7 +41,8 @@ def command(
             "--keep",
             metavar="N",
             show_default=False,
-            help="Experts of each layer to keep: a number, a share such as 75%, or by component, such as "
+            help="Experts of each layer to keep (with --ranking global: on average): a number, a share such as 75%, "
+            "or by component, such as "
             "thinker=75%,talker=96; components that are not named keep all.",
         ),
     ],
@@ -73,6 +74,24 @@ def command(
             "Default: all of the model's, and each must be in the profile.",
         ),
     ] = None,
+    ranking: Annotated[
+        Literal["layer", "global"],
+        typer.Option(
+            "--ranking",
+            help="layer: every layer keeps the same number. global: the experts of all layers are ranked together, and "
+            "layers keep different numbers, as many in all; such a store cannot be exported.",
+        ),
+    ] = "layer",
+    least: Annotated[
+        int | None,
+        typer.Option(
+            "--least",
+            min=1,
+            metavar="N",
+            show_default=False,
+            help="With --ranking global: experts that each layer keeps at least. Default: what its router needs.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="For --by random.")] = 0,
     component: ComponentOption = None,
     revision: RevisionOption = None,
@@ -99,6 +118,8 @@ def command(
             profile=profile,
             domains=None if domains is None else [name.strip() for name in domains.split(",") if name.strip()],
             modalities=modality or None,
+            ranking=ranking,
+            least=least,
             seed=seed,
             component=component,
             revision=revision,

@@ -9,6 +9,7 @@ from coterie.engine.caller import warn_caller
 from coterie.engine.parts import Parts
 from coterie.engine.source import ModelSource
 from coterie.errors import LoadError, MemoryBudgetError, UnsupportedError
+from coterie.hf.bank_sizes import bank_sizes
 from coterie.hf.configs import read_config
 from coterie.hf.foreign import foreign
 from coterie.hf.generation_config import read_generation_config
@@ -44,9 +45,11 @@ def build_model(
         source.directory, getattr(source.model_class, "generation_config_class", None) or None
     )
     _warn_attention(source)
+    sizes = bank_sizes(source.model_class, source.config, source.dtype, source.num_experts)
 
     def attach(model: PreTrainedModel) -> None:
         """Before the plug-in does its part, and anything of the size that the configuration says is allocated."""
+        sizes.apply(model)
         _check_size(model, source, room)
         if parts is not None:
             # Before the experts go: checkpoint names are resolved with the whole skeleton.

@@ -80,6 +80,8 @@ def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
     if budget is None:
         leave_kernels_unbounded()
     else:
+        # Modules refer to each other: those of a model that was let go of would count as part of this one.
+        gc.collect()
         # A first look, so that a budget that cannot do is refused before gigabytes are read.
         if goes_by_phase(source, budget, context, opening.expert_memory):
             parts = Parts(source.footprint, source.dense, source.encoded, source.dtype, source.table, source.component)

@@ -23,7 +23,7 @@ from coterie.cache.arena import AddressRange
 from coterie.checkpoint import LazyTensor, TensorInfo
 from coterie.engine.lending import Lending
 from coterie.engine.part_memory import Weight, read_now, read_rows, reserve
-from coterie.errors import LoadError, MemoryBudgetError, UsageError
+from coterie.errors import CoterieError, LoadError, MemoryBudgetError, UsageError
 from coterie.hf.keymap import plain_targets
 from coterie.hf.parts import is_whole, may_leave, part_path
 from coterie.integration import AwayModules, EmbeddingRows, cover
@@ -84,8 +84,10 @@ class Parts:
     - if it speaks, when the thread that called it begins a pass of another component, unless somebody holds it. What
       :meth:`hold` has kept stays until such a pass: an answer that follows, and speaks too, finds it.
 
-    It stays for as long as any other thread is not done with it. A part that somebody holds and that does not compute
-    may leave for another one that there is no room for otherwise, and comes back with its next call.
+    What speaks is read before it is called, while whoever holds it reads the prompt, if experts can lend that much
+    beside what encoders take. A part stays for as long as any other thread is not done with it. A part that somebody
+    holds and that does not compute may leave for another one that there is no room for otherwise, and comes back with
+    its next call.
 
     Args:
         footprint: What the model takes.
@@ -117,6 +119,7 @@ class Parts:
         self._held: dict[PartUse, int] = {"encoding": 0, "speaking": 0}
         self._lock = threading.RLock()
         self._any_here = False
+        self._reader: threading.Thread | None = None
         self._lending: Lending | None = None
         self._beside: dict[PartUse, int] = {}
 
@@ -245,6 +248,8 @@ class Parts:
 
     def pass_begins(self, component: str) -> None:
         """This thread begins a forward pass of a component: it has done with what is not of that."""
+        if self._held["speaking"] and component != _TALKER:
+            self._read_ahead()
         if not self._any_here:
             return
         # Who brings a part meanwhile has the lock for long: nothing need leave just now.
@@ -257,6 +262,25 @@ class Parts:
                     self._leave_unused(part)
         finally:
             self._lock.release()
+
+    def _read_ahead(self) -> None:
+        """What speaks is read meanwhile, by a thread of its own."""
+        absent = [part for part in self._parts if part.use == "speaking" and not part.resident]
+        if not absent or self._lending is None or (self._reader is not None and self._reader.is_alive()):
+            return
+        wanted = self._footprint.parts_for("speaking") + self._beside.get("speaking", 0)
+        encoders = self._footprint.parts_for("encoding") + self._beside.get("encoding", 0)
+        if self._lending.free < wanted + encoders:
+            return
+        self._reader = threading.Thread(target=self._bring_all, args=(absent,), name="coterie-parts", daemon=True)
+        self._reader.start()
+
+    def _bring_all(self, parts: list[_Part]) -> None:
+        """Has parts in memory that somebody holds. What cannot be read says so when it is called."""
+        for part in parts:
+            with self._lock, suppress(CoterieError):
+                if self._held[part.use] and not part.resident:
+                    self._read(part)
 
     def stats(self) -> dict[str, PartStats]:
         """What became of each part."""

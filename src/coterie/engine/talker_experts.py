@@ -55,9 +55,15 @@ class TalkerExperts:
 
     def pass_begins(self, component: str) -> None:
         """A forward pass of a component begins."""
-        if self._kept and not self._speaking and component != _TALKER:
+        if not self._kept or component == _TALKER:
+            return
+        if not self._speaking:
             with self._lock:
                 self._keep(self._speaking > 0)
+        elif self._cache.keeps_unread:
+            # Encoders have done, and experts have their memory again.
+            with self._lock:
+                self._cache.keep(self._keys, leaving=self._leaving)
 
     def _keep(self, kept: bool) -> None:
         if kept != self._kept:

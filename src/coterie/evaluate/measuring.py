@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -75,8 +74,6 @@ class Run:
         tell = self._meter(to_do, lacking)
         if kept is not None and lacking:
             self._keep(lacking, kept, tell)
-            # Its modules refer to each other: without this, its dense weights would stay beside the next model's.
-            gc.collect()
         examination = Examination(
             said=self._subject.opening,
             model=self._subject,

@@ -6,6 +6,7 @@ from coterie.eviction.lfu import LfuPolicy
 from coterie.eviction.lru import LruPolicy
 from coterie.eviction.markov import MarkovPolicy
 from coterie.eviction.policy import POLICY_NAMES, TRUST, check_policy, make_policy
+from coterie.eviction.prompt_use import LAST_TOKENS, Observing, PromptUse
 from coterie.eviction.protocol import EvictionPolicy
 from coterie.eviction.recorded import RecordedTrace, read_trace
 from coterie.eviction.replay import Knee, ReplayReport, ReplayRow, knee, replay, simulations
@@ -15,6 +16,7 @@ from coterie.eviction.trace import Group, Outcome, Scope
 from coterie.eviction.trust import TrustPolicy
 
 __all__ = [
+    "LAST_TOKENS",
     "POLICY_NAMES",
     "TRUST",
     "EvictionPolicy",
@@ -24,7 +26,9 @@ __all__ = [
     "LfuPolicy",
     "LruPolicy",
     "MarkovPolicy",
+    "Observing",
     "Outcome",
+    "PromptUse",
     "RecordedTrace",
     "ReplayReport",
     "ReplayRow",

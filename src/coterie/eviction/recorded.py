@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.errors import CoterieError, InputError, UsageError
+from coterie.eviction.prompt_use import LAST_TOKENS
 from coterie.eviction.trace import Group
 from coterie.files.json_text import JsonLimits, JsonProblem, parse_json
 from coterie.files.regular import regular_file
@@ -88,7 +90,8 @@ def read_trace(path: str | Path, *, phase: ReplayedPhase = "decode") -> Recorded
 
     Args:
         path: The file.
-        phase: ``"decode"`` leaves prefills out; ``"all"`` keeps them: their misses are inserted cold.
+        phase: ``"decode"`` leaves prefills out; ``"all"`` keeps them: their misses are inserted cold, but
+            for what their last tokens use.
 
     Raises:
         InputError: If the file is missing, damaged or contradicts itself.
@@ -310,11 +313,15 @@ def _groups(parts: list[_Part], *, keep_prefill: bool) -> Iterator[Group[ExpertK
         prefill = bool(part.prefill[first])
         if prefill and not keep_prefill:
             continue
-        block = part.ids[first:end].swapaxes(0, 1).reshape(len(part.layers), -1).tolist()
-        for index, row in enumerate(block):
+        for index, rows in enumerate(part.ids[first:end].swapaxes(0, 1).tolist()):
             bank = (part.component, part.layers[index], part.banks[index])
-            found = (ExpertKey(*bank, expert) for expert in dict.fromkeys(row) if expert != ABSENT)
-            # One object for each key: a trace has a million of them.
-            members = tuple(keys.setdefault(key, key) for key in found)
+
+            def chosen(ids: Iterable[int], bank: tuple[str, int, str] = bank) -> tuple[ExpertKey, ...]:
+                found = (ExpertKey(*bank, expert) for expert in dict.fromkeys(ids) if expert != ABSENT)
+                # One object for each key: a trace has a million of them.
+                return tuple(keys.setdefault(key, key) for key in found)
+
+            members = chosen(chain.from_iterable(rows))
+            last = tuple(filter(None, map(chosen, rows[-LAST_TOKENS:]))) if prefill else ()
             if members:
-                yield Group(step=step, layer=offsets[number] + index, keys=members, prefill=prefill)
+                yield Group(step=step, layer=offsets[number] + index, keys=members, prefill=prefill, last=last)

@@ -9,6 +9,7 @@ from typing import Generic
 from coterie.errors import UsageError
 from coterie.eviction.belady import belady, compulsory
 from coterie.eviction.policy import POLICY_NAMES, make_policy
+from coterie.eviction.prompt_use import PromptUse
 from coterie.eviction.protocol import EvictionPolicy, K
 from coterie.eviction.trace import Group, Outcome, Scope, size_of, split
 
@@ -92,6 +93,9 @@ class _Replay(Generic[K]):
         self._capacity = capacity
         self._sizes = sizes
         self._resident: dict[K, int] = {}
+        self._cold: set[K] = set()
+        # By layer, as many of its keys as it has a share of the capacity for.
+        self._shares: dict[int, int] = {}
         self._used = 0
         self._evictions = 0
 
@@ -102,11 +106,14 @@ class _Replay(Generic[K]):
             if self._used + size > self._capacity:
                 return
             self._policy.insert(key, size, cold=True)
+            self._cold.add(key)
             self._resident[key] = size
             self._used += size
 
     def run(self, groups: Iterable[Group[K]], watch: Watch[K] | None) -> Outcome:
         requests = hits = bytes_read = 0
+        groups = list(groups)
+        self._divide(groups)
         for group in groups:
             missing = [key for key in group.keys if key not in self._resident]
             requests += len(group.keys)
@@ -125,10 +132,31 @@ class _Replay(Generic[K]):
             evictions=self._evictions,
         )
 
+    def _divide(self, groups: Sequence[Group[K]]) -> None:
+        of_layer: dict[int, set[K]] = {}
+        for group in groups:
+            of_layer.setdefault(group.layer, set()).update(group.keys)
+        total = sum(size_of(self._sizes, key, self._capacity) for keys in of_layer.values() for key in keys)
+        for layer, keys in of_layer.items():
+            self._shares[layer] = len(keys) * min(self._capacity, total) // total
+
+    def _observe(self, group: Group[K]) -> frozenset[K]:
+        """A prefill's last tokens used these; returns what is kept of that, as the cache does it."""
+        use = PromptUse(group.last, self._shares[group.layer])
+        resident = use.kept & self._resident.keys()
+        use.tell(self._policy, resident - self._cold)
+        for key in resident & self._cold:
+            self._policy.remove(key)
+            self._policy.insert(key, self._resident[key])
+        self._cold -= resident
+        return use.kept
+
     def _serve(self, group: Group[K], missing: list[K]) -> int:
         absent = set(missing)
         used = deque(key for key in group.keys if key not in absent)
+        kept = self._observe(group) if group.last else frozenset()
         if not group.prefill:
+            self._cold.difference_update(used)
             for key in used:
                 self._policy.hit(key)
         pinned = set() if group.prefill else set(used)
@@ -136,7 +164,10 @@ class _Replay(Generic[K]):
         for key in missing:
             size = size_of(self._sizes, key, self._capacity)
             self._make_room(size, pinned, used)
-            self._policy.insert(key, size, cold=group.prefill)
+            cold = group.prefill and key not in kept
+            self._policy.insert(key, size, cold=cold)
+            if cold:
+                self._cold.add(key)
             self._resident[key] = size
             self._used += size
             bytes_read += size
@@ -157,5 +188,6 @@ class _Replay(Generic[K]):
             victims = self._policy.victims(needed, lambda key: key not in pinned)
         for key in victims:
             self._policy.remove(key)
+            self._cold.discard(key)
             self._used -= self._resident.pop(key)
             self._evictions += 1

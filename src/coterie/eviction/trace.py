@@ -22,12 +22,14 @@ class Group(Generic[K]):
         layer: Number of the layer (unique across components, where there are several).
         keys: Distinct keys.
         prefill: Whether it is a prefill's: misses are then inserted cold, and hits do not count as use.
+        last: Of a prefill, the keys of each of its last tokens, oldest first: these are uses.
     """
 
     step: int
     layer: int
     keys: tuple[K, ...]
     prefill: bool = False
+    last: tuple[tuple[K, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if len(set(self.keys)) != len(self.keys):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coterie.errors import UnsupportedError, UsageError
-from coterie.origins import StoreOrigin
+from coterie.origins import OriginBank, StoreOrigin
 from coterie.spec.encodings import NATIVE
 
 
@@ -35,6 +35,7 @@ def check_exportable(origin: StoreOrigin, *, dequantise: bool) -> bool:
             advice="Complete it with `coterie extract`, or prune a complete store (`coterie prune`) and export that.",
             absent=absent,
         )
+    _check_even(origin)
     identities = next((bank.bank for bank in origin.model.banks.values() if bank.bank.identities), None)
     if identities is not None:
         raise UnsupportedError(
@@ -60,3 +61,21 @@ def check_exportable(origin: StoreOrigin, *, dequantise: bool) -> bool:
             schemes=lossy,
         )
     return bool(lossy)
+
+
+def _check_even(origin: StoreOrigin) -> None:
+    """Refuses layers of different sizes: a configuration of transformers has one number of experts for all."""
+    first: dict[str, OriginBank] = {}
+    for key, bank in origin.model.banks.items():
+        one = first.setdefault(key.component, bank)
+        if bank.bank.num_experts != one.bank.num_experts:
+            raise UsageError(
+                f"{key} of {origin.directory} has {bank.bank.num_experts} experts, and {one.bank.key} has "
+                f"{one.bank.num_experts}. A configuration of transformers has one number for all layers, so no "
+                "standard checkpoint can say that.",
+                advice="Prune the original with the same number in every layer (`coterie prune --ranking layer`), and "
+                "export that. The store itself can be used.",
+                bank=str(key),
+                expected=one.bank.num_experts,
+                got=bank.bank.num_experts,
+            )

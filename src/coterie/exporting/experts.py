@@ -16,7 +16,7 @@ from coterie.origins import OriginBank, StoreOrigin
 from coterie.quant import dequantise
 from coterie.quant.dtypes import SAFETENSORS_DTYPES, TORCH_DTYPES, record_tensors, tensor_bytes
 from coterie.records import RecordReader
-from coterie.spec import ExpertKey, Field, RecordLayout
+from coterie.spec import BankKey, ExpertKey, Field, RecordLayout
 from coterie.spec.encodings import NATIVE, schemes_named
 from coterie.spec.parameters import plan_record
 from coterie.store import DenseTensor
@@ -36,6 +36,7 @@ class ExpertFields:
         self._origin = origin
         self._reader = RecordReader(origin, verify=True)
         self._last: tuple[ExpertKey, Fields] | None = None
+        self._layouts: dict[BankKey, RecordLayout] = {}
 
     def close(self) -> None:
         """Closes the open files."""
@@ -47,16 +48,27 @@ class ExpertFields:
         return bool(schemes_named(self._origin.scheme(key)) - {NATIVE})
 
     def layout(self, bank: OriginBank) -> RecordLayout:
-        """The layout of a bank's fields as the checkpoint has them."""
-        first = bank.bank.key.expert(0)
-        if not self._lossy(first):
-            return self._origin.layout(first)
-        stored = self._origin.layout(first)
-        plain = {place.name: place.dtype for place in stored.fields if place.name in bank.bank.parameters}
-        dtypes = dict.fromkeys(bank.bank.parameters, SAFETENSORS_DTYPES[self._origin.model.dtype])
-        parameters = plan_record(stored, bank.bank.parameters, str(bank.bank.key))
-        dtypes |= {name: plain[name] for name, one in parameters.items() if one.encoding is None}
-        return bank.bank.layout(dtypes)
+        """The layout of a bank's fields as the checkpoint has them.
+
+        Where some records of a bank are dequantised and others are as the original had them, a field gets the dtype
+        that holds both without loss.
+        """
+        found = self._layouts.get(bank.bank.key)
+        if found is None:
+            found = self._layouts[bank.bank.key] = self._layout(bank)
+        return found
+
+    def _layout(self, bank: OriginBank) -> RecordLayout:
+        keys = [bank.bank.key.expert(expert) for expert in range(bank.bank.num_experts)]
+        if not any(map(self._lossy, keys)):
+            return self._origin.layout(keys[0])
+        dtypes: dict[str, torch.dtype] = {}
+        for stored in {self._origin.layout(key) for key in keys}:
+            plain = {place.name: TORCH_DTYPES[place.dtype] for place in stored.fields}
+            for name, one in plan_record(stored, bank.bank.parameters, str(bank.bank.key)).items():
+                dtype = plain[name] if one.encoding is None else self._origin.model.dtype
+                dtypes[name] = torch.promote_types(dtypes.get(name, dtype), dtype)
+        return bank.bank.layout({name: SAFETENSORS_DTYPES[dtype] for name, dtype in dtypes.items()})
 
     def of(self, key: ExpertKey) -> Fields:
         """The fields of an expert; compared with the record's checksum. Those of the last one are kept.
@@ -73,15 +85,17 @@ class ExpertFields:
         self._reader.read(key, layout, memoryview(buffer))
         tensors = record_tensors(memoryview(buffer), layout)
         fields: Fields = {place.name: tensor for place, tensor in zip(layout.fields, tensors, strict=True)}
+        bank = self._origin.model.banks[key.bank_key]
         if self._lossy(key):
-            bank = self._origin.model.banks[key.bank_key].bank
-            parameters = plan_record(layout, bank.parameters, str(bank.key))
+            parameters = plan_record(layout, bank.bank.parameters, str(key.bank_key))
             fields = {
                 name: tensors[one.positions[0]]
                 if one.encoding is None
                 else dequantise(one, tensors, self._origin.model.dtype)
                 for name, one in parameters.items()
             }
+        dtypes = {place.name: TORCH_DTYPES[place.dtype] for place in self.layout(bank).fields}
+        fields = {name: field.to(dtypes[name]) for name, field in fields.items()}
         self._last = key, fields
         return fields
 

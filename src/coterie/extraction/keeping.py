@@ -158,19 +158,82 @@ def take_best(
     return kept
 
 
-def take_random(
+def draw_scores(banks: Mapping[BankKey, ExpertBank], seed: int) -> Scores:
+    """Scores drawn without looking: what a measure is compared with."""
+    import numpy as np
+
+    draw = random.Random(seed)
+    return {key: np.array([draw.random() for _ in range(banks[key].num_experts)]) for key in sorted(banks)}
+
+
+def counts_by_rank(
     banks: Mapping[BankKey, ExpertBank],
+    scores: Scores,
     counts: Mapping[BankKey, int],
     groups: Mapping[str, RouterGroups],
-    seed: int,
-) -> dict[BankKey, tuple[int, ...]]:
-    """Experts drawn without looking, from each group equally many: what a measure is compared with."""
-    draw = random.Random(seed)
-    kept = {}
-    for key in sorted(banks):
-        values = [draw.random() for _ in range(banks[key].num_experts)]
-        kept[key] = _best(values, counts[key], groups[key.component].count)
-    return {key: kept[key] for key in banks}
+    least: int | None,
+) -> dict[BankKey, int]:
+    """How many experts each bank keeps if those of all banks of a component are ranked together.
+
+    A component keeps as many in all as with the same number in every layer. Each bank first gets the fewest that it can
+    work with; what is left of the number goes to the highest scores of all banks. Where routers choose groups of
+    experts, one expert of each group is a step, ranked by the mean of their scores.
+
+    Args:
+        banks: The model's banks.
+        scores: Bank → [E]; of equal meaning in all banks. Banks that are not in it keep all.
+        counts: Bank → how many it would keep if every layer kept the same number.
+        groups: Component → groups of its routers.
+        least: Experts that every bank keeps at least; None for as many as its router needs.
+
+    Raises:
+        UsageError: If ``least`` is more than a bank has, or would keep.
+    """
+    found = dict(counts)
+    for component in {key.component for key in scores}:
+        own = sorted(key for key in scores if key.component == component and counts[key] < banks[key].num_experts)
+        steps: list[tuple[float, BankKey]] = []
+        for key in own:
+            bank, size = banks[key], _group_count(banks[key], groups[component])
+            fewest = _fewest(bank, counts[key], groups[component], least)
+            order = _by_step(scores[key].tolist(), size)
+            found[key] = fewest
+            steps += [(-sum(step) / size, key) for step in order[fewest // size :]]
+        left = sum(counts[key] - found[key] for key in own)
+        for _, key in sorted(steps):
+            size = _group_count(banks[key], groups[component])
+            if left < size:
+                break
+            found[key] += size
+            left -= size
+    return found
+
+
+def _group_count(bank: ExpertBank, groups: RouterGroups) -> int:
+    """Into how many groups of one size a bank's experts are divided."""
+    return groups.count if bank.num_experts % groups.count == 0 else 1
+
+
+def _fewest(bank: ExpertBank, count: int, groups: RouterGroups, least: int | None) -> int:
+    """The fewest experts that a bank keeps, in whole groups."""
+    needed = _least(bank, groups)
+    size = _group_count(bank, groups)
+    fewest = math.ceil(max(needed, least or 0) / size) * size
+    if fewest > count:
+        raise UsageError(
+            f"At least {fewest} experts of each layer are to be kept, and {count} on average: that leaves no choice.",
+            advice="Name a smaller number of experts that each layer keeps at least, or keep more.",
+            least=fewest,
+            limit=count,
+        )
+    return fewest
+
+
+def _by_step(values: Sequence[float], groups: int) -> list[list[float]]:
+    """The scores of a bank in steps of one expert of each group, the best of each first."""
+    size = len(values) // groups
+    ordered = [sorted(values[start : start + size], reverse=True) for start in range(0, len(values), size)]
+    return [list(step) for step in zip(*ordered, strict=True)]
 
 
 def _best(values: Sequence[float], count: int, groups: int) -> tuple[int, ...]:

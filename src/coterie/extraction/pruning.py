@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from coterie.errors import UsageError
 from coterie.extraction.extraction import ExtractionReport, WriteOptions, make_store
-from coterie.extraction.keeping import Keep, take_best, take_random
+from coterie.extraction.keeping import Keep, counts_by_rank, draw_scores, take_best
 from coterie.extraction.progress import ProgressCallback
 from coterie.files.naming import check_new_name
 from coterie.hf.banks import ExpertBank
@@ -25,8 +25,16 @@ from coterie.origins.stored_dense import dense_files
 from coterie.spec import BankKey
 from coterie.store.syscalls import SystemCalls
 
+if TYPE_CHECKING:
+    from coterie.extraction.keeping import Scores
+    from coterie.profiles import ImportanceMeasure
+
 PruneBy = Literal["reap", "ean", "frequency", "random"]
 """What decides which experts stay: see :data:`coterie.profiles.ImportanceMeasure`, or a draw."""
+
+PruneRanking = Literal["layer", "global"]
+"""``layer``: experts are ranked within their layer, and every layer keeps the same number. ``global``: those of all
+layers are ranked together."""
 
 PRUNE_BY: tuple[PruneBy, ...] = get_args(PruneBy)
 
@@ -40,6 +48,8 @@ def prune(
     profile: str | Path | None = None,
     domains: Sequence[str] | None = None,
     modalities: Sequence[str] | None = None,
+    ranking: PruneRanking = "layer",
+    least: int | None = None,
     seed: int = 0,
     component: str | None = None,
     revision: str | None = None,
@@ -66,6 +76,10 @@ def prune(
         domains: Only what these domains use counts, each as much as the others; by default all tokens.
         modalities: Only these modalities are protected; by default all that the model takes or makes, of which the
             profile must know each.
+        ranking: ``layer``: every layer of a component keeps the same number. ``global``: a component keeps as many in
+            all, of its layers' experts ranked together, so layers keep different numbers. No configuration of
+            transformers can say that, so the store cannot be exported.
+        least: With ``global``, how many experts each layer keeps at least; by default as many as its router needs.
         seed: For ``random``.
         component: Of a checkpoint, only this part of the model.
         revision: Branch, tag or commit of a Hub repository.
@@ -90,12 +104,19 @@ def prune(
     check_new_name(store)
     wanted = Keep.parse(keep)
     _check_request(by, profile, domains, modalities)
+    _check_ranking(ranking, least)
     if workers is not None and workers < 1:
         raise UsageError(f"At least one worker is needed, not {workers}.")
     origin = _open(model, component=component, revision=revision, offline=offline)
     _check_complete(origin)
     request = PruneRequest(
-        by=by, profile=profile, domains=tuple(domains or ()), modalities=tuple(modalities or ()), seed=seed
+        by=by,
+        profile=profile,
+        domains=tuple(domains or ()),
+        modalities=tuple(modalities or ()),
+        ranking=ranking,
+        least=least,
+        seed=seed,
     )
     pruned = pruned_origin(origin, wanted, request)
     if isinstance(origin, StoreOrigin) and not dry_run:
@@ -119,6 +140,8 @@ class PruneRequest:
     domains: tuple[str, ...]
     modalities: tuple[str, ...]
     seed: int
+    ranking: PruneRanking = "layer"
+    least: int | None = None
 
 
 def pruned_origin(origin: Origin, keep: Keep, request: PruneRequest) -> PrunedOrigin:
@@ -149,6 +172,20 @@ def _check_request(by: str, profile: object, domains: Sequence[str] | None, moda
     for what, names in (("domain", domains), ("modality", modalities)):
         if names is not None and not names:
             raise UsageError(f"No {what} is named.", advice="Name at least one, or leave it out for all.")
+
+
+def _check_ranking(ranking: str, least: int | None) -> None:
+    if ranking not in get_args(PruneRanking):
+        raise UsageError.unknown("ranking", ranking, get_args(PruneRanking))
+    if least is None:
+        return
+    if ranking == "layer":
+        raise UsageError(
+            "Every layer keeps the same number of experts: that is already the least that one keeps.",
+            advice="Leave the least number out, or rank the experts of all layers together (--ranking global).",
+        )
+    if least < 1:
+        raise UsageError(f"Every layer keeps at least one expert, not {least}.", got=least)
 
 
 def _open(model: str | Path, *, component: str | None, revision: str | None, offline: bool) -> Origin:
@@ -185,7 +222,25 @@ def _choose(
 ) -> tuple[Kept, dict[str, Any]]:
     """The experts that stay, and what is written down of how they were chosen."""
     if request.by == "random":
-        return take_random(banks, counts, groups, request.seed), {"by": "random", "seed": request.seed}
+        scores, step = draw_scores(banks, request.seed), {"by": "random", "seed": request.seed}
+    else:
+        scores, step = _measured(origin, banks, counts, request.by, request)
+    if request.ranking == "global":
+        counts = counts_by_rank(banks, scores, counts, groups, request.least)
+        step["ranking"] = "global"
+        if request.least is not None:
+            step["least"] = request.least
+    return take_best(scores, counts, groups), step
+
+
+def _measured(
+    origin: Origin,
+    banks: Mapping[BankKey, ExpertBank],
+    counts: Mapping[BankKey, int],
+    by: ImportanceMeasure,
+    request: PruneRequest,
+) -> tuple[Scores, dict[str, Any]]:
+    """The scores of the experts that are chosen from, by what a profile recorded."""
     # Imported where it is needed: extraction without a profile shall not pay for a database.
     from coterie.profiles import Usage, importance
     from coterie.profiles.importance import FEW_OBSERVATIONS
@@ -193,15 +248,15 @@ def _choose(
     usage = Usage.open(request.profile or "", origin.identity)
     pruned = [key for key, bank in banks.items() if counts[key] < bank.num_experts]
     required = {name: served_modalities(origin.model.config, name) for name in {key.component for key in pruned}}
-    found = importance(usage, pruned, request.by, required, domains=request.domains, modalities=request.modalities)
+    found = importance(usage, pruned, by, required, domains=request.domains, modalities=request.modalities)
     if found.activations < FEW_OBSERVATIONS:
         warnings.warn(
             f"In some layer, an expert was chosen {found.activations:.1f} times on average for one of the kinds of "
             f"tokens that decide: below {FEW_OBSERVATIONS}, which experts stay is mostly chance. Record more.",
-            stacklevel=4,
+            stacklevel=5,
         )
     claims = {component: [str(claim) for claim in of] for component, of in sorted(found.claims.items())}
-    return take_best(found.scores, counts, groups), {"by": request.by, "tokens_of": claims}
+    return found.scores, {"by": by, "tokens_of": claims}
 
 
 def _before(origin: Origin) -> Selection:

@@ -15,7 +15,7 @@ from coterie.generation.vocoder import Vocoder
 
 Samples = npt.NDArray[np.float32]
 
-FIRST_FRAMES, MOST_FRAMES = 4, 25
+FIRST_FRAMES, MOST_FRAMES = 1, 25
 """Frames of the first chunk of sound, which is waited for, and of the longest. Each has twice as many as the one before
 it: whoever listens has heard little when the next one is due."""
 

@@ -2,7 +2,7 @@
 
 The first pass of the talker reads the prompt and the first token of the text; each further pass reads one more token,
 and makes a frame of sound (0.08 seconds) of what came before. So thinker and talker take turns, a token and a frame,
-and the first sound is there after five tokens. When the text has come to its end, the talker goes on alone: there are
+and the first sound is there after two tokens. When the text has come to its end, the talker goes on alone: there are
 three or four frames to a token. What each of them computes is what it computes if the text is written first.
 """
 

@@ -96,6 +96,26 @@ def with_expert_counts(
         return changed, load_config(Path(folder))
 
 
+def set_expert_counts(config: PreTrainedConfig, component: str | None, old: int, new: int) -> PreTrainedConfig:
+    """A copy of a configuration, or of a part of one, whose layers have another number of experts.
+
+    Args:
+        config: It is not changed.
+        component: Whose layers; None for those of no particular component.
+        old: The number so far; what states another number stays as it is.
+        new: The new one.
+    """
+    copied = copy.deepcopy(config)
+    for path, part in _parts(copied):
+        if _component(path) not in (None, component):
+            continue
+        for name in COUNT_NAMES:
+            value = getattr(part, name, None)
+            if _is(value, old):
+                setattr(part, name, [new] * len(value) if isinstance(value, (list, tuple)) else new)
+    return copied
+
+
 def _parts(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """A configuration and all within it, each with the keys that lead to it."""
     yield path, config

@@ -28,6 +28,8 @@ class MemoryFit:
         library_nbytes: What libraries take once they compute, compiled kernels included.
         margin_nbytes: Left free.
         expert_nbytes: Left for experts; with ``by_phase``, while text is read and written.
+        held_nbytes: What the process comes to hold at the most, however long it runs: all of the above but the margin,
+            of experts no more than there are.
         by_phase: Whether parts that only some requests need are in memory only then.
         parts: Those parts.
         lent: What a part is for → bytes that experts lend while that goes on; empty unless ``by_phase``.
@@ -48,6 +50,7 @@ class MemoryFit:
     library_nbytes: int
     margin_nbytes: int
     expert_nbytes: int
+    held_nbytes: int
     by_phase: bool
     parts: tuple[Part, ...]
     lent: dict[PartUse, int]
@@ -108,6 +111,7 @@ def memory_fit(
         library_nbytes=plan.libraries,
         margin_nbytes=plan.margin,
         expert_nbytes=left,
+        held_nbytes=plan.rest + min(left, total + plan.most_lent),
         by_phase=by_phase,
         parts=footprint.parts if by_phase else (),
         lent=dict(plan.lent),

@@ -31,8 +31,10 @@ INLINE codes_of_32 load_codes(const int bits, const uint8_t *lower, const uint8_
     }
     if (COTERIE_UPPER(bits) == 1) {
         const uint8x16_t two = pairs_of_bits(upper), one = vdupq_n_u8(1 << COTERIE_LOWER(bits));
-        codes.even = vorrq_u8(codes.even, vandq_u8(vshlq_n_u8(two, COTERIE_LOWER(bits)), one));
-        codes.odd = vorrq_u8(codes.odd, vandq_u8(vshlq_n_u8(two, COTERIE_LOWER(bits) - 1), one));
+        /* Not the shifts by a constant: to clang, a parameter is none. */
+        const int8x16_t left = vdupq_n_s8(COTERIE_LOWER(bits)), less = vdupq_n_s8(COTERIE_LOWER(bits) - 1);
+        codes.even = vorrq_u8(codes.even, vandq_u8(vshlq_u8(two, left), one));
+        codes.odd = vorrq_u8(codes.odd, vandq_u8(vshlq_u8(two, less), one));
     } else if (COTERIE_UPPER(bits) == 2) {
         const uint8x16_t halves = halves_of(vld1_u8(upper)), two = vdupq_n_u8(3 << 4);
         codes.even = vorrq_u8(codes.even, vandq_u8(vshlq_n_u8(halves, 4), two));

@@ -16,6 +16,7 @@ import xxhash
 
 from coterie.checkpoint import Router, TensorInfo, model_identity, router_names
 from coterie.errors import UnsupportedError
+from coterie.hf.bank_sizes import BankSizes, banks_around
 from coterie.hf.banks import ExpertBank, find_banks
 from coterie.hf.configs import read_config, resolve_model
 from coterie.hf.expert_counts import with_expert_counts
@@ -40,7 +41,7 @@ class PrunedOrigin:
 
     Args:
         base: The other one.
-        kept: Of every bank of it, the experts that stay; in each component the same number of every bank.
+        kept: Of every bank of it, the experts that stay.
         selection: What the model says of its pruning.
 
     Raises:
@@ -184,22 +185,21 @@ class PrunedOrigin:
 
 
 def _pruned_model(base: Origin, kept: Kept) -> tuple[bytes, OriginModel]:
-    """The content of the pruned model's configuration, and the model."""
+    """The content of the pruned model's configuration, and the model.
+
+    The configuration has the largest number of experts that any layer of a component has.
+    """
     old = base.model
-    counts: dict[str, tuple[int, int]] = {}
-    for key, bank in old.banks.items():
-        pair = (bank.bank.num_experts, len(kept[key]))
-        if counts.setdefault(key.component, pair) != pair:
-            raise UnsupportedError(
-                f"{key} would have {pair[1]} of {pair[0]} experts, and another layer of the {key.component} "
-                f"{counts[key.component][1]} of {counts[key.component][0]}: a configuration has one number for all.",
-                advice="Keep the same number in every layer.",
-                bank=str(key),
-            )
-    stated = base.changed_files().get("config.json")
-    raw = read_config(base.directory) if stated is None else json.loads(stated)
+    stated = _stated(base)
+    counts = {
+        component: (before, max(len(kept[key]) for key in old.banks if key.component == component))
+        for component, before in stated.items()
+    }
+    changed = base.changed_files().get("config.json")
+    raw = read_config(base.directory) if changed is None else json.loads(changed)
     raw, config = with_expert_counts(raw, old.config, counts)
     skeleton = build_skeleton(*resolve_model(config, old.component), old.dtype, path=base.directory / "config.json")
+    BankSizes.of(skeleton, {key: len(experts) for key, experts in kept.items()}).apply(skeleton)
     banks = {bank.key: bank for bank in find_banks(skeleton)}
     for key, before in old.banks.items():
         got = banks[key].num_experts if key in banks else None
@@ -221,6 +221,14 @@ def _pruned_model(base: Origin, kept: Kept) -> tuple[bytes, OriginModel]:
     return json.dumps(raw, indent=2).encode() + b"\n", model
 
 
+def _stated(base: Origin) -> dict[str, int]:
+    """Component → the number of experts that its configuration states: that of its largest layers."""
+    found: dict[str, int] = {}
+    for key, bank in base.model.banks.items():
+        found[key.component] = max(bank.bank.num_experts, found.get(key.component, 0))
+    return found
+
+
 def _with_banks(keymap: KeyMap, banks: list[ExpertBank]) -> KeyMap:
     return replace(keymap, banks=banks, experts={})
 
@@ -235,7 +243,7 @@ def _cuts(base: Origin, pruned: OriginModel, kept: Kept) -> dict[str, Cut]:
     for name, target in base.model.keymap.dense.items():
         info = base.tensors.get(name)
         same = before.get(target) == after.get(target)
-        banks = [] if target not in before else _banks_at(target, base.model)
+        banks = [] if target not in before else banks_around(target, [one.bank for one in base.model.banks.values()])
         if same and info is not None and banks and not TORCH_DTYPES[info.dtype].is_floating_point:
             _check_harmless(name, info, banks, kept, base.model)
         if same:
@@ -254,21 +262,6 @@ def _cuts(base: Origin, pruned: OriginModel, kept: Kept) -> dict[str, Cut]:
         identities = tuple(range(experts, experts + others))
         found[name] = Cut(dimension=dimension, kept=(*keeps.pop(), *identities))
     return found
-
-
-def _banks_at(target: str, model: OriginModel) -> list[ExpertBank]:
-    """The banks whose router has a tensor: those in the smallest module around it that has any."""
-    parent = target
-    while parent:
-        parent = parent.rpartition(".")[0]
-        found = [one.bank for one in model.banks.values() if parent in _around(one.bank)]
-        if found:
-            return found
-    return []
-
-
-def _around(bank: ExpertBank) -> tuple[str, str]:
-    return bank.router_block, bank.router_block.rpartition(".")[0]
 
 
 def _dimension(

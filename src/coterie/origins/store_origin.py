@@ -16,6 +16,7 @@ import xxhash
 
 from coterie.checkpoint import TensorInfo, model_dtype
 from coterie.errors import LoadError
+from coterie.hf.bank_sizes import BankSizes
 from coterie.hf.banks import ExpertBank
 from coterie.hf.configs import check_architecture, load_config, load_quantisation, resolve_model
 from coterie.hf.keymap import KeyMap, map_dense
@@ -204,6 +205,7 @@ def _open_dense(store: Store, tensors: Mapping[str, TensorInfo]) -> _Opened:
         path=store.path / "config.json",
         tensors=tensors_about(len(tensors), sum(bank.num_experts for bank in store.banks.values())),
     )
+    BankSizes.of(skeleton, {key: bank.num_experts for key, bank in store.banks.items()}).apply(skeleton)
     linears = stored_linears(tensors, facts.dense_schemes)
     parts = {info.name for linear in linears.values() for info in linear.tensors}
     quantisation = load_quantisation(store.path)

@@ -13,6 +13,7 @@ import torch
 
 from coterie.cache import BankView, ExpertCache, Held, Lease, LeaseStats, Tensors
 from coterie.errors import LoadError, UnsupportedError
+from coterie.eviction import LAST_TOKENS, PromptUse
 from coterie.hf.banks import ExpertBank
 from coterie.passes.clock import StepClock
 from coterie.passes.cold import ColdDrop
@@ -75,6 +76,12 @@ class BankCounters:
         if decode:
             self.decode_requested += stats.requested
             self.decode_hits += stats.hits
+
+
+class _Prompt:
+    """What a prefill's last tokens chose of a bank, [T, K]."""
+
+    last_TK: torch.Tensor | None = None
 
 
 class StreamedBank:
@@ -184,6 +191,8 @@ class StreamedBank:
             routed = self.missing(top_k_index_TK, top_k_weights_TK)
         if now.limit is not None:
             routed = now.limit(self.bank.key, routed, self._end)
+        if not now.decode and not self.all_fit:
+            now.state(self, _Prompt).last_TK = routed.ids[-LAST_TOKENS:]
         if self.cold is None or not now.decode:
             return routed
         routed, experts, nbytes = self.cold(routed)
@@ -218,17 +227,31 @@ class StreamedBank:
     def lease(self, now: Pass, experts: Iterable[int], *, ordered: bool = False) -> Lease:
         """A lease of experts by id; ``ordered`` yields them in this order.
 
-        A prefill also says what it will ask for next.
+        A prefill also says what it will ask for next, and what its last tokens use.
         """
         if self._cache is None:
             self._unconnected()
         keys = [self.keys[expert] for expert in experts]
         upcoming: Iterable[ExpertKey] = ()
-        if not now.decode and self.order is not None:
-            upcoming = self.order.reached(self.bank.path, now.number, len(keys))
+        prompt = None
+        if not now.decode:
+            if self.order is not None:
+                upcoming = self.order.reached(self.bank.path, now.number, len(keys))
+            prompt = self._prompt_use(now, self._cache)
         # Who is told of experts is told of them in the same order every time.
         ordered = ordered or self.before_expert is not None
-        return self._cache.lease(keys, consumer=now.consumer, ordered=ordered, phase=now.phase, upcoming=upcoming)
+        return self._cache.lease(
+            keys, consumer=now.consumer, ordered=ordered, phase=now.phase, upcoming=upcoming, prompt=prompt
+        )
+
+    def _prompt_use(self, now: Pass, cache: ExpertCache) -> PromptUse[ExpertKey] | None:
+        """What the last tokens of a prefill use, as far as there is room for it."""
+        last_TK = now.state(self, _Prompt).last_TK
+        if last_TK is None:
+            return None
+        experts = self.bank.num_experts
+        visits = [[self.keys[e] for e in dict.fromkeys(row) if e < experts] for row in last_TK.tolist()]
+        return PromptUse(visits, int(experts * cache.warm_share))
 
     @property
     def decoder(self) -> BankDecoder | None:

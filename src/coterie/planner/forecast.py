@@ -143,7 +143,16 @@ class Forecast:
 
     def all_experts(self) -> int:
         """The least budget, in whole MiB, in which all experts of the component stay once they were used."""
-        return least_that(lambda budget: self.share(self.fit(budget)) >= 1)
+        return self.memory_for(1.0)
+
+    def memory_for(self, share: float) -> int:
+        """The least budget, in whole MiB, in which the model runs and such a share of the component's experts fits."""
+
+        def suffices(budget: int) -> bool:
+            fit = self.fit(budget)
+            return fit.enough and self.share(fit) >= share
+
+        return least_that(suffices)
 
     def knee(self, most: int) -> Knee | None:
         """Where more memory begins to add fewer hits; None if it does not, or all experts fit in the smallest budget.

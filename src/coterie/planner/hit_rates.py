@@ -1,7 +1,8 @@
-"""How many of the experts that tokens ask for will be in memory: three grades of forecast.
+"""How many of the experts that tokens ask for will be in memory: four grades of forecast.
 
 A law that needs only dimensions is the coarsest. Curves that were replayed from recorded routing of the same model are
-better (:mod:`coterie.planner.known_models`), and a probe with the user's own text is best.
+better (:mod:`coterie.planner.known_models`), as is a profile that was recorded of domains
+(:mod:`coterie.planner.profiled`), and a probe with the user's own text is best.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Literal, Protocol
 
 from coterie.planner.ranges import Range
 
-Grade = Literal["law", "known model", "probe"]
+Grade = Literal["law", "known model", "profile", "probe"]
 
 NO_MISSES = Range(low=0.0, expected=0.0, high=0.0)
 """Where all experts fit, once each was used."""
@@ -22,9 +23,9 @@ _DECAY = {"lru": 0.38, "markov": 0.42}
 """Fitted to routing of eight models; what is left out of the fit in turn is met within the factor below."""
 _LAW_FACTOR = 1.6
 """The measured miss rate was within this factor of the law's in nine of ten cases, of models left out of the fit."""
-_LESS, _MORE = 0.02, 0.04
+_LESS, _MORE = 0.06, 0.04
 """Where few experts are missed, the first use of each counts, which depends on the length of a text and not on memory:
-so much less or more may be missed besides."""
+so much more may be missed besides at the beginning, and so much less in a cache that has been in use for a while."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +33,10 @@ class HitRate:
     """The forecast of one budget.
 
     Attributes:
-        grade: ``law``, ``known model`` or ``probe``.
+        grade: ``law``, ``known model``, ``profile`` or ``probe``.
         basis: What it rests on, in words.
-        rate: Hits per expert asked for while decoding, from 0 to 1, the first tokens after an empty cache included.
+        rate: Hits per expert asked for while decoding, from 0 to 1: from the first tokens after an empty cache to
+            those of a cache that has been in use for a while.
     """
 
     grade: Grade

@@ -14,22 +14,19 @@ from coterie.inspection.what_fits import process_nbytes
 from coterie.plan.machine import default_memory_budget, memory_limits
 from coterie.planner import words
 from coterie.planner.asked import Asked, OtherPrecision, download_nbytes, open_asked, other_precisions, schemes_of
+from coterie.planner.basis import MISSING, by_probe, by_profile, check_basis, domain_plans, without_text
 from coterie.planner.forecast import Forecast
-from coterie.planner.hit_rates import HitRates, Law
-from coterie.planner.known_models import known_divergence, known_hit_rates
+from coterie.planner.hit_rates import HitRates
+from coterie.planner.known_models import known_divergence
 from coterie.planner.machine import Machine, Tell, measure_machine, silent
 from coterie.planner.probe import PROBE_TOKENS
-from coterie.planner.probe import probe as probe_text
 from coterie.planner.report import BudgetPlan, DiskNeed, Plan, PrecisionPlan
 from coterie.planner.speed import preparing_s
 from coterie.planner.subject import Subject
-from coterie.spec import DEFAULT_POLICY, format_bytes, parse_bytes
-from coterie.spec.defaults import PLANNED_ANSWER_TOKENS, PLANNED_PROMPT_TOKENS, Missing
+from coterie.spec import DEFAULT_POLICY, parse_bytes
+from coterie.spec.defaults import PLANNED_ANSWER_TOKENS, PLANNED_PROMPT_TOKENS
 from coterie.spec.encodings import NATIVE
 from coterie.spec.opening import Opening
-
-_MISSING: Missing = "mask"
-"""What is done about experts that a partial store lacks, where nobody says."""
 
 
 def plan(
@@ -46,6 +43,8 @@ def plan(
     prompt_tokens: int = PLANNED_PROMPT_TOKENS,
     answer_tokens: int = PLANNED_ANSWER_TOKENS,
     probe: str | None = None,
+    profile: str | Path | None = None,
+    domains: Sequence[str] = (),
     machine: Machine | None = None,
     measure: bool = True,
     revision: str | None = None,
@@ -68,6 +67,8 @@ def plan(
         answer_tokens: Tokens of the answer.
         probe: A text of yours: its first 128 tokens go through the model, and their routing is replayed for every
             budget. The model's weights have to be on this machine.
+        profile: A profile of the model: the hit rate is that of the domains that it knows, of the one that misses most.
+        domains: With ``profile``: only these, such as ``["code"]``.
         machine: What was measured of the machine that is meant; default: this one is measured, which takes seconds.
         measure: Whether to measure where no machine is given. If not, nothing is said about speed.
         revision: Branch, tag or commit of a Hub repository.
@@ -78,13 +79,15 @@ def plan(
         StoreError: If the store is unfinished or damaged.
         CheckpointError: If the checkpoint is not complete and consistent.
         UsageError: If a budget is not a size, a number is out of range, the model has no such component, there is no
-            such scheme or policy, a store is to be looked at as if it had another scheme, or a probe has too few
-            tokens, or its model is not on this machine.
+            such scheme or policy, a store is to be looked at as if it had another scheme, a probe has too few tokens,
+            or its model is not on this machine, domains are named without a profile, or too little was recorded of one.
+        ProfileError: If the profile cannot be used, or is about another model.
     """
     check_policy(eviction, profile=False)
     for name, number in (("context", context), ("prompt_tokens", prompt_tokens), ("answer_tokens", answer_tokens)):
         if number is not None and number < 1:
             raise UsageError(f"{name} must be at least 1, not {number}.", got=number)
+    check_basis(probe, profile, domains)
     given = () if memory is None else (memory,) if isinstance(memory, str | int) else tuple(memory)
     budgets = [parse_bytes(budget, what="memory") for budget in given] or [default_memory_budget()]
     tell = tell or silent
@@ -99,7 +102,7 @@ def plan(
     place = nearest_directory(asked.place if disk is None else Path(disk))
     if machine is None and measure:
         machine = _measured(place, [subject, *(other.subject for other in others)], tell)
-    hit_rates = _without_probe(subject, eviction)
+    hit_rates = without_text(subject, eviction)
     if probe is not None:
         tell("running the probe's text through the model")
         opening = Opening(
@@ -110,9 +113,9 @@ def plan(
             revision=revision,
             offline=offline,
         )
-        if not asked.contents.report.complete:
-            opening = replace(opening, missing=_MISSING)
-        hit_rates = _probed(asked, probe, opening, subject, eviction)
+        hit_rates = by_probe(asked, probe, opening, subject, eviction)
+    if profile is not None:
+        hit_rates = by_profile(asked, profile, domains, subject, eviction)
     made = Forecast(
         subject=subject,
         hit_rates=hit_rates,
@@ -133,11 +136,14 @@ def plan(
             component=None if asked.planned else component,
             experts_per_token=experts_per_token,
             eviction=None if eviction == DEFAULT_POLICY else eviction,
+            profile=None if profile is None else str(profile),
+            warm=domains[0] if len(domains) == 1 else None,
             revision=None if asked.planned else revision,
         )
-        return line if asked.planned or report.complete else f"{line} --missing {_MISSING}"
+        return line if asked.planned or report.complete else f"{line} --missing {MISSING}"
 
     all_experts = made.all_experts()
+    by_budget = tuple(_budget(made, budget, asked.contents.longest_context, command(budget)) for budget in budgets)
     return Plan(
         model=report.model,
         planned=asked.planned,
@@ -155,7 +161,8 @@ def plan(
         experts_per_token=experts_per_token,
         machine=machine,
         attainable=memory_limits().attainable,
-        budgets=tuple(_budget(made, budget, asked.contents.longest_context, command(budget)) for budget in budgets),
+        budgets=by_budget,
+        domains=() if profile is None else domain_plans(made, by_budget),
         precisions=tuple(_precision(other, made, hit_rates, budgets[0]) for other in others),
         disk=_disk_need(asked, place, machine),
         all_experts=all_experts,
@@ -187,7 +194,7 @@ def forecast_for(
     process = process_nbytes()
     return Forecast(
         subject=subject,
-        hit_rates=_without_probe(subject, eviction),
+        hit_rates=without_text(subject, eviction),
         context=context or asked.contents.context,
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
@@ -196,34 +203,10 @@ def forecast_for(
     )
 
 
-def _without_probe(subject: Subject, eviction: str) -> HitRates:
-    return known_hit_rates(subject, eviction) or Law(experts=subject.experts, eviction=eviction)
-
-
 def _measured(place: Path, subjects: Sequence[Subject], tell: Tell) -> Machine:
     """This machine, in all precisions that the models have."""
     precisions = {name for one in subjects for name in one.precisions} - {NATIVE}
     return measure_machine(place, record=int(subjects[0].record), precisions=sorted(precisions), tell=tell)
-
-
-def _probed(asked: Asked, text: str, opening: Opening, subject: Subject, eviction: str) -> HitRates:
-    """The forecast of a probe, with the weights that are here."""
-    missing = download_nbytes(asked)
-    if missing:
-        raise UsageError(
-            f"A probe runs the model, and {format_bytes(missing)} of {asked.name} are not on this machine.",
-            advice="Plan without a probe, or download the model first.",
-            model=asked.name,
-        )
-    return probe_text(
-        asked.name,
-        text,
-        opening,
-        component=subject.component,
-        experts=round(subject.experts * subject.layers),
-        law=Law(experts=subject.experts, eviction=eviction),
-        top_k=subject.top_k,
-    )
 
 
 def _preparing(

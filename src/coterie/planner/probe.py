@@ -32,6 +32,9 @@ _FACTORS = ((128, 1.25), (64, 1.35), (32, 1.55))
 class Probe:
     """Routing of a text, replayed as if each of its tokens were decoded, from an empty cache.
 
+    The likeliest miss rate is that of the text's second half: the first half is for the cache what came before. The
+    first uses of experts, of which a text of 128 tokens has more than its share, count in the range's other end.
+
     Attributes:
         groups: What each layer asked for, token by token.
         tokens: Tokens.
@@ -45,7 +48,7 @@ class Probe:
     experts: int
     law: Law
     top_k: float
-    _found: dict[int, float] = field(default_factory=dict, repr=False, compare=False)
+    _found: dict[int, tuple[float, float]] = field(default_factory=dict, repr=False, compare=False)
 
     def at(self, share: float, *, top_k: float) -> HitRate:
         """See :class:`coterie.planner.HitRates`."""
@@ -53,16 +56,27 @@ class Probe:
         if share >= 1:
             return HitRate.of_miss(NO_MISSES, grade="probe", basis=basis)
         recorded = self.law.miss(share, self.top_k)
-        miss = self._miss(max(1, int(share * self.experts)))
-        miss *= self.law.miss(share, top_k) / recorded if recorded else 1.0
+        times = self.law.miss(share, top_k) / recorded if recorded else 1.0
+        settled, whole = (miss * times for miss in self._misses(max(1, int(share * self.experts))))
         factor = next(factor for tokens, factor in _FACTORS if self.tokens >= tokens)
-        around = Range(low=miss / factor, expected=min(1.0, miss), high=min(1.0, miss * factor))
+        around = Range(low=settled / factor, expected=min(1.0, settled), high=min(1.0, max(settled, whole) * factor))
         return HitRate.of_miss(around, grade="probe", basis=basis)
 
-    def _miss(self, capacity: int) -> float:
+    def _misses(self, capacity: int) -> tuple[float, float]:
+        """Miss rates of the second half of the tokens, which finds what the first has left, and of all."""
         # Budgets, changes and the knee ask for the same capacities again.
         if capacity not in self._found:
-            self._found[capacity] = 1 - simulate(self.groups, capacity, self.law.eviction).hit_rate
+            half = self.groups[0].step + self.tokens // 2
+            hits = asked = 0
+
+            def count(group: Group[ExpertKey], found: int, _: Mapping[ExpertKey, int]) -> None:
+                nonlocal hits, asked
+                if group.step >= half:
+                    hits += found
+                    asked += len(group.keys)
+
+            whole = simulate(self.groups, capacity, self.law.eviction, watch=count)
+            self._found[capacity] = 1 - hits / max(1, asked), 1 - whole.hit_rate
         return self._found[capacity]
 
 

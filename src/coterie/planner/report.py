@@ -121,6 +121,25 @@ class PrecisionPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DomainPlan:
+    """What a domain of a profile finds in memory.
+
+    Attributes:
+        domain: Its name.
+        tokens: Tokens of it that were recorded.
+        hit_rates: By budget; None where the model will not run.
+        most: A share of all that the domain asks for.
+        memory_for_most: The smallest budget in which the experts fit that have this share.
+    """
+
+    domain: str
+    tokens: int
+    hit_rates: tuple[HitRate | None, ...]
+    most: float
+    memory_for_most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DiskNeed:
     """Disk and time before the first answer.
 
@@ -182,6 +201,7 @@ class Plan:
         machine: What was measured; None if nothing was.
         attainable: Bytes that a process could come to hold on this machine.
         budgets: By budget, in the order of the question.
+        domains: The domains that were asked for, or of a profile all of which enough was recorded; empty without one.
         precisions: The same in other precisions; empty of a store.
         disk: Disk and time to prepare.
         all_experts: The smallest budget in which all experts of the component stay, once each was used.
@@ -207,6 +227,7 @@ class Plan:
     machine: Machine | None
     attainable: int
     budgets: tuple[BudgetPlan, ...]
+    domains: tuple[DomainPlan, ...]
     precisions: tuple[PrecisionPlan, ...]
     disk: DiskNeed
     all_experts: int

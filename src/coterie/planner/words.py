@@ -69,6 +69,8 @@ def chat_command(
     component: str | None,
     experts_per_token: int | None,
     eviction: str | None,
+    profile: str | None,
+    warm: str | None,
     revision: str | None,
 ) -> str:
     """The command that runs a model under a budget."""
@@ -78,6 +80,8 @@ def chat_command(
         "--component": component,
         "--experts-per-token": experts_per_token,
         "--eviction": eviction,
+        "--profile": profile,
+        "--warm": warm,
         "--revision": revision,
     }
     return _line("chat", [model], options)

@@ -44,7 +44,7 @@ class Importance:
     """How important the experts of each bank are.
 
     Attributes:
-        scores: Bank → [E], each between 0 and 1. Experts of different banks are not comparable.
+        scores: Bank → [E], each between 0 and 1: the largest of an expert's shares of its bank's sum.
         claims: Component → the claims that decided.
         activations: The fewest activations per expert, on average over a bank, that any claim has.
     """
