@@ -29,13 +29,13 @@ from numpy.typing import NDArray
 
 from coterie import load, quantize
 from coterie.calibration import DEFAULT_TOKENS, Calibration
-from coterie.evaluate.confidence import student_quantile
 from coterie.generation.completion import complete
 from coterie.generation.inputs import build_inputs
 from coterie.generation.opened import OpenModel
 from coterie.generation.sampling import Sampling
 from coterie.hf.tokenizer import load_tokenizer
 from coterie.quant import SCHEMES
+from harness.held_out import ratio
 from harness.options import options
 from harness.report import Report
 from perplexity import TEXTS, compare, read_passage, text_files
@@ -53,14 +53,6 @@ _WINDOWS = 17
 _WORD = Sampling(max_new_tokens=12, greedy=True)
 
 Windows = NDArray[np.float64]
-
-
-def ratio(one: Windows, base: Windows) -> tuple[float, float]:
-    """The ratio of two sums over windows, and half of its 95 % interval by the jackknife."""
-    count = len(one)
-    without = (one.sum() - one) / (base.sum() - base)
-    spread = float(np.sqrt((count - 1) / count * np.square(without - without.mean()).sum()))
-    return float(one.sum() / base.sum()), student_quantile(count - 1) * spread
 
 
 def labelled(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -166,9 +158,11 @@ def main() -> int:
                 most_ratio, most_kld = MOST.get(scheme, (None, None)) if into is table else (1.0, None)
                 if most_ratio is not None:
                     what = f"{scheme}: at most {most_ratio} × as far as rounded to nearest ({kind} languages)"
-                    report.require(what, shown, value + half <= 1 if into is others else value <= most_ratio)
+                    report.require(what, shown, bool(value + half <= 1 if into is others else value <= most_ratio))
                 if most_kld is not None:
-                    report.require(f"{scheme}: KLD at most {most_kld}", f"{mine.mean():.5f}", mine.mean() <= most_kld)
+                    report.require(
+                        f"{scheme}: KLD at most {most_kld}", f"{mine.mean():.5f}", bool(mine.mean() <= most_kld)
+                    )
     if not arguments.quick:
         report.require(f"at least {LEAST_TOKENS:,} tokens", f"{tokens['seen']:,}", tokens["seen"] >= LEAST_TOKENS)
         for kind, before, after in zip(media, heard.get("int4", ()), heard.get("int4 calibrated", ()), strict=False):

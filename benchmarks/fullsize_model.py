@@ -53,6 +53,9 @@ def main() -> int:
     parser.add_argument("--shape", choices=[*SHAPES, *OMNI_SHAPES], default="qwen3-30b-a3b")
     parser.add_argument("--work-dir", type=Path, default=WORK, help="where it goes (%(default)s)")
     parser.add_argument("--store", action="store_true", help="as a Coterie store")
+    parser.add_argument(
+        "--mixed", action="store_true", help="as a store of 3.5 bits in mixed levels, made of the first"
+    )
     parser.add_argument("--gguf", action="store_true", help="as a GGUF file")
     parser.add_argument("--checkpoint", action="store_true", help="as a bfloat16 checkpoint")
     parser.add_argument("--hollow", action="store_true", help="as a checkpoint without weights, of a whole omni model")
@@ -60,7 +63,7 @@ def main() -> int:
     parser.add_argument("--prompt", type=int, metavar="N", help="print the text of the first N tokens")
     given = parser.parse_args()
     omni = given.shape in OMNI_SHAPES
-    if omni and (given.gguf or given.checkpoint):
+    if omni and (given.gguf or given.checkpoint or given.mixed):
         parser.error(f"{given.shape} is written as a store, or hollow.")
     if not omni and (given.hollow or given.dense_scheme):
         parser.error("--hollow and --dense-scheme are of whole omni models.")
@@ -71,8 +74,12 @@ def main() -> int:
     if omni:
         write_omni(files, given)
         return 0
-    if given.store:
+    if given.store or given.mixed:
         write_as_store(files.store, model, given.shape)
+    if given.mixed:
+        from fullsize.mixed import write_mixed
+
+        write_mixed(files.mixed, files.store)
     if given.gguf:
         write_as_gguf(files.gguf, model, given.shape)
     if given.checkpoint:

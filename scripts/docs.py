@@ -27,6 +27,7 @@ SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises")
 API_MODULES = (
     "coterie",
     "coterie.analysis",
+    "coterie.curves",
     "coterie.evaluate",
     "coterie.planner",
     "coterie.profiles",

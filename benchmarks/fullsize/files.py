@@ -19,6 +19,7 @@ class Files:
 
     def __init__(self, work: Path, shape: str) -> None:
         self.store = work / f"{shape}-store"
+        self.mixed = work / f"{shape}-mixed"
         self.gguf = work / f"{shape}-q4_0.gguf"
         self.checkpoint = work / f"{shape}-checkpoint"
         self.hollow = work / f"{shape}-hollow"

@@ -10,10 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from coterie import analysis, calibration, errors, evaluate, planner, profiles, survey
+    from coterie import analysis, calibration, curves, errors, evaluate, planner, profiles, survey
     from coterie.engine import load
     from coterie.exporting import export
-    from coterie.extraction import extract, prune, quantize
+    from coterie.extraction import Allocation, extract, prune, quantize
     from coterie.generation.chat import chat_inputs
     from coterie.generation.conversation import Conversation
     from coterie.generation.engine import Engine
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES: dict[str, str] = {
+    "Allocation": "coterie.extraction",
     "Conversation": "coterie.generation.conversation",
     "Engine": "coterie.generation.engine",
     "Grammar": "coterie.generation.grammar",
@@ -57,9 +58,10 @@ _HOMES: dict[str, str] = {
 }
 """Public name -> the module that defines it. Listed for type checkers under ``TYPE_CHECKING`` above, too."""
 
-_SUBMODULES = frozenset({"analysis", "calibration", "errors", "evaluate", "planner", "profiles", "survey"})
+_SUBMODULES = frozenset({"analysis", "calibration", "curves", "errors", "evaluate", "planner", "profiles", "survey"})
 
 __all__ = [
+    "Allocation",
     "Conversation",
     "Engine",
     "Grammar",
@@ -73,6 +75,7 @@ __all__ = [
     "build_inputs",
     "calibration",
     "chat_inputs",
+    "curves",
     "errors",
     "evaluate",
     "export",

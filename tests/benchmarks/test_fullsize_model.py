@@ -20,6 +20,7 @@ from fullsize.as_checkpoint import write_as_checkpoint
 from fullsize.as_gguf import write_as_gguf
 from fullsize.as_store import write_as_store
 from fullsize.coded import CodedMatrix, draw, encode
+from fullsize.mixed import SHARES, write_mixed
 from fullsize.model import FullSizeModel
 from fullsize.shapes import SHAPES, gguf_nbytes, store_nbytes, weight_count
 from synthetic import Dimensions
@@ -233,3 +234,14 @@ def test_rows_of_a_matrix_are_those_of_its_values() -> None:
     matrix = draw(rng(4), 6, 64, 1.0)
     part: CodedMatrix = matrix.rows(np.array([4, 1]))
     assert np.array_equal(part.values(), matrix.values()[[4, 1]])
+
+
+def test_mixed_levels_have_the_shares_of_an_allocation(store: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="lossy already"):
+        write_mixed(tmp_path / "mixed", store)
+    mixed = Store.open(tmp_path / "mixed")
+    for number in (0, 1):
+        levels = [mixed.scheme(key).split("+")[number % len(mixed.scheme(key).split("+"))] for key in mixed.keys()]
+        assert {level: levels.count(level) / len(levels) for level in set(SHARES)} == {
+            level: SHARES.count(level) / len(SHARES) for level in set(SHARES)
+        }

@@ -164,7 +164,7 @@ class TestSpeaking:
         assert answer["tokens"] == 4
         assert 0.7 < answer["sound_s"] < 0.9
         assert answer["calls"][speaking.TALKER] >= 10
-        assert answer["calls"][speaking.VOCODER] == len(answer["chunks"]) == 2
+        assert answer["calls"][speaking.VOCODER] == len(answer["chunks"]) == 4
         assert answer["reads"]["talker"][0] > 0
         assert sum(answer["parts_s"].values()) < answer["all_s"]
         assert 0 < answer["speech_s"] < answer["all_s"]

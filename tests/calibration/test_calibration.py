@@ -169,6 +169,9 @@ def test_families(name: str, zoo_checkpoint: Callable[..., Path], tmp_path: Path
 def test_what_cannot_be_is_refused(readable: Path, tmp_path: Path, calibration: Calibration) -> None:
     with pytest.raises(UsageError, match="none are to be quantised"):
         quantize(readable, tmp_path / "a", scheme="native", dense_scheme="int8", calibration=calibration)
+    quantize(readable, tmp_path / "four", scheme="int4")
+    with pytest.raises(UsageError, match="none are to be quantised"):
+        quantize(tmp_path / "four", tmp_path / "a", dense_scheme="int8", calibration=calibration)
     with pytest.raises(UsageError, match="nothing to calibrate with"):
         quantize(readable, tmp_path / "a", scheme="int4", calibration=Calibration(material=[]))
     short = tmp_path / "short.txt"

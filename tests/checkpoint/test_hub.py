@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from coterie.checkpoint import Checkpoint
 from coterie.errors import CheckpointFileError, CheckpointNotFoundError, LoadError, UnsupportedError, UsageError
-from coterie.extraction import extract
+from coterie.extraction import Allocation, extract
 from coterie.planner import plan
 from coterie.store import Store
+from extraction.profiles import recorded
 from zoo import ZOO, logits
 
 from .conftest import REPO
@@ -258,3 +259,16 @@ def test_another_repository_is_not_the_source(hub, publish, text, zoo_checkpoint
     publish(text, "someone/else")
     with pytest.raises(LoadError, match="is not the checkpoint"):
         open_model(tmp_path / "store", missing="fetch", source="someone/else")
+
+
+def test_bits_are_allocated_by_weights_which_a_dry_run_does_not_download(hub, publish, zoo_checkpoint, tmp_path):
+    checkpoint = zoo_checkpoint("qwen3_moe", BF16)
+    publish(by_expert(checkpoint, tmp_path / "by-expert"))
+    everybody = {("text", "code"): [(expert, 1.0 + expert, 80) for expert in range(8)]}
+    profile = recorded(tmp_path / "p.db", Checkpoint.open(checkpoint), everybody)
+    allocation = Allocation(bits=4, profile=profile)
+    with pytest.raises(UsageError, match="--dry-run"):
+        extract(REPO, tmp_path / "store", allocation=allocation, dry_run=True)
+    report = extract(REPO, tmp_path / "store", allocation=allocation)
+    local = extract(checkpoint, tmp_path / "local", allocation=allocation)
+    assert report.allocation == local.allocation

@@ -44,7 +44,7 @@ def test_unknown_names_list_what_there_is(coterie, planted, tmp_path):  # noqa: 
     for arguments, message in (
         (
             ("activations", str(planted), "-o", out),
-            "Did you mean 'activation'? Valid: 'activation', 'coactivation', 'load'",
+            "Did you mean 'activation'? Valid: 'activation', 'coactivation', 'curve', 'load'",
         ),
         (("activation", str(planted), "-o", out, "--domain", "prosa"), "Valid: 'code', 'law', 'prose'"),
         (("coactivation", str(planted), "-o", out, "--layer", "9"), "It has layers 0, 1"),

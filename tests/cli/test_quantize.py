@@ -4,6 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from coterie.checkpoint import Checkpoint
+from extraction.profiles import recorded
+
 
 @pytest.fixture
 def native(zoo_store) -> str:
@@ -46,6 +49,52 @@ def test_extract_takes_a_dense_scheme(coterie, zoo_checkpoint, tmp_path: Path) -
     wrong = coterie("extract", moe, store, "--dense-scheme", "int7")
     assert wrong.code == 2
     assert "int4" in wrong.err
+
+
+def test_bits_within_a_budget(coterie, zoo_checkpoint, tmp_path: Path) -> None:
+    moe = zoo_checkpoint("qwen3_moe", torch.bfloat16)
+    profile = tmp_path / "p.db"
+    everybody = {("text", "code"): [(e, 1.0 + e, 80) for e in range(4)], ("text", "prose"): [(7, 3.0, 90)]}
+    recorded(profile, Checkpoint.open(moe), everybody)
+    store = str(tmp_path / "store")
+    options = ("--profile", str(profile), "--bits", "4")
+    shown = coterie("extract", str(moe), store, *options, "--dry-run")
+    assert shown.code == 0
+    rows = [line.split() for line in shown.out.splitlines()]
+    assert any(row[:1] == ["allocation"] for row in rows)
+    assert sum(row[-1:] == ["gate_up_proj"] or "gate_up_proj" in row for row in rows) == 2
+    assert "if all experts were of equal size" in " ".join(shown.out.split())
+    assert not Path(store).exists()
+    options = ("--profile", str(profile), "--bits", "2", "--for", "code")
+    made = coterie("quantize", str(moe), store, *options, "--json")
+    assert made.code == 0
+    allocation = json.loads(made.out)["allocation"]
+    assert (allocation["criterion"], allocation["domains"]) == ("energy", ["code"])
+    assert "--missing mask" in coterie("quantize", str(moe), store, *options).out
+    inspected = coterie("inspect", store)
+    assert "per weight" in inspected.out
+    assert "text of code" in inspected.out
+    assert json.loads(coterie("inspect", store, "--json").out)["allocation"]["bits"] <= 2000
+    planned = coterie("plan", store, "--memory", "2GiB")
+    assert planned.code == 0, planned.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--bits", "4"), "coterie profile record"),
+        (("--expert-bytes", "1GiB"), "coterie profile record"),
+        (("--for", "code"), "Add --bits"),
+        (("--bits", "4", "--profile", "p.db", "--for", ","), "names no domain"),
+        (("--bits", "4", "--profile", "p.db", "--scheme", "int4"), "Leave out --scheme"),
+    ],
+)
+def test_what_bits_do_not_go_with(coterie, native: str, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    for command in ("quantize", "extract"):
+        outcome = coterie(command, native, str(tmp_path / "store"), *options)
+        assert outcome.code == 2
+        assert message in " ".join(outcome.err.split())
+    assert coterie("quantize", native, str(tmp_path / "store"), "--modality", "text").code == 2
 
 
 def test_a_file_gives_each_matrix_a_scheme(coterie, native: str, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_the_bundled_model_hears_words_and_sees_pictures(questions: Path, tmp_pa
 def test_questions_join_texts_under_one_budget(questions: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("And it came to pass in those days, that there went out a decree.")
-    found = evaluate("bundled", [text], exact_match=[questions], answer_tokens=8, memory="3GiB", limit=8)
+    found = evaluate("bundled", [text], exact_match=[questions], answer_tokens=8, memory="8GiB", limit=8)
     assert found.total.tokens == 8
     assert found.exact_match[0].questions == 3
     with pytest.raises(MemoryBudgetError):

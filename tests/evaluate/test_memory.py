@@ -66,11 +66,11 @@ SIZES = st.tuples(st.integers(1, 4000), st.integers(4, 400), st.integers(1, 40))
 def test_what_is_not_refused_opens(one, other, more, leaves):
     full, model = source(*one), source(*other)
     with pytest.raises(MemoryBudgetError) as caught:
-        share_memory(model, full, memory=MIB, expert_memory=None, context=CONTEXT)
+        share_memory(model, full, memory=MIB, expert_memory=None, context=CONTEXT, inputs=CONTEXT)
     least = caught.value.minimum
     with pytest.raises(MemoryBudgetError):
-        share_memory(model, full, memory=least - MIB, expert_memory=None, context=CONTEXT)
-    shares = share_memory(model, full, memory=least + more * MIB, expert_memory=None, context=CONTEXT)
+        share_memory(model, full, memory=least - MIB, expert_memory=None, context=CONTEXT, inputs=CONTEXT)
+    shares = share_memory(model, full, memory=least + more * MIB, expert_memory=None, context=CONTEXT, inputs=CONTEXT)
     assert shares.full <= shares.model == least + more * MIB - workspace_nbytes(full, CONTEXT, models=2)
     opened(full, model, shares, (16 * MIB, 16 * MIB) if leaves else (0, 0))
 
@@ -78,7 +78,7 @@ def test_what_is_not_refused_opens(one, other, more, leaves):
 def test_libraries_and_the_margin_are_counted_once():
     full, model = source(900, 64, 10), source(300, 64, 5)
     with pytest.raises(MemoryBudgetError) as caught:
-        share_memory(model, full, memory=MIB, expert_memory=None, context=CONTEXT)
+        share_memory(model, full, memory=MIB, expert_memory=None, context=CONTEXT, inputs=CONTEXT)
     least = caught.value.minimum
     plans = [divide(least, one.footprint, CONTEXT, process=one.footprint.dense) for one in (full, model)]
     twice = sum(
@@ -91,11 +91,19 @@ def test_libraries_and_the_margin_are_counted_once():
     assert needed <= least <= needed + 40 * MIB
 
 
+def test_logits_have_memory_for_windows_alone():
+    full, model = source(500, 256, 12), source(300, 128, 12)
+    said = {"memory": 4 << 30, "expert_memory": None, "context": CONTEXT}
+    shares = [share_memory(model, full, **said, inputs=inputs) for inputs in (0, CONTEXT)]
+    freed = workspace_nbytes(full, CONTEXT, models=2) - workspace_nbytes(full, 0, models=2)
+    assert shares[0].model - shares[1].model == freed > 0
+
+
 def test_experts_are_shared_by_their_bytes():
     full, model = source(500, 256, 12), source(300, 128, 12)
-    shares = share_memory(model, full, memory=4 << 30, expert_memory=None, context=CONTEXT)
+    shares = share_memory(model, full, memory=4 << 30, expert_memory=None, context=CONTEXT, inputs=CONTEXT)
     one, two = opened(full, model, shares)
     assert one.arena + two.arena < full.footprint.experts
     assert one.arena / two.arena == pytest.approx(2, rel=0.15)
-    shares = share_memory(model, full, memory=64 << 30, expert_memory=None, context=CONTEXT)
+    shares = share_memory(model, full, memory=64 << 30, expert_memory=None, context=CONTEXT, inputs=CONTEXT)
     assert [plan.arena for plan in opened(full, model, shares)] == [256 * 12 * MIB, 128 * 12 * MIB]

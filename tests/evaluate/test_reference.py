@@ -205,7 +205,7 @@ def test_the_full_model_is_gone_when_the_other_is_opened(readable: Path, words, 
     options = {"against": readable, "context": 16, "reference": tmp_path / "kept"}
     gc.disable()
     try:
-        evaluate(readable, [words(20)], memory="3GiB", **options)
+        evaluate(readable, [words(20)], memory="8GiB", **options)
     finally:
         gc.enable()
     assert len(built) == 2

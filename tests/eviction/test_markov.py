@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coterie.eviction import Group, MarkovPolicy, belady, simulate
-from coterie.eviction.transitions import Transitions, Visit
+from coterie.eviction.markov import Transitions, Visit
 from coterie.spec import DEFAULT_POLICY
 
 SCALES, SHARES = (1.5, 8.0, 64.0), (0.3, 0.3, 0.4)

@@ -5,7 +5,7 @@ import pytest
 
 from coterie.errors import UsageError
 from coterie.eviction import Group, TrustPolicy, check_policy, make_policy, simulate
-from coterie.eviction.transitions import Transitions, Visit
+from coterie.eviction.markov import Transitions, Visit
 
 LAYERS, EXPERTS, TOP_K = 6, 24, 3
 

@@ -22,6 +22,7 @@ from coterie.spec import BankKey
 from coterie.store import Store
 from zoo import ZOO
 
+from .profiles import recorded
 from .stores import snapshot, stored
 
 FIRST, SECOND = BankKey("text", 0, "mlp"), BankKey("text", 1, "mlp")
@@ -32,23 +33,6 @@ def kept(store: Path) -> dict[BankKey, tuple[int, ...]]:
     selection = Selection.read(store)
     assert selection is not None
     return {key: bank.experts for key, bank in selection.banks.items()}
-
-
-def recorded(path: Path, source: Checkpoint, groups: dict[tuple[str, str], list[tuple[int, float, int]]]) -> Path:
-    """A profile: (modality, domain) → (expert, gate × output size, tokens that choose it), in every layer alike."""
-    banks = tuple(BankShape(bank=b, experts=source.banks[b].bank.num_experts, top_k=2) for b in sorted(source.banks))
-    run = RunFacts(identity=source.identity, model="m", model_class="M", tool_version="0", banks=banks)
-    with ProfileDatabase(path, create=True) as database, Recording(database, run, vocabulary=0) as recording:
-        for (modality, domain), experts in groups.items():
-            group = recording.group(modality, domain, "prompt")
-            for shape in banks:
-                if (shape.bank.component == "talker") != (modality == "speech"):
-                    continue
-                for expert, size, tokens in experts:
-                    ids = np.full((tokens, 1), expert, np.uint16)
-                    values = np.full(ids.shape, size, np.float32)
-                    recording.add(shape.bank, ids, np.ones(ids.shape, np.float32), values, group)
-    return path
 
 
 @pytest.fixture

@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
+from coterie.engine.alteration import Alteration
 from coterie.errors import UsageError
 from coterie.evaluate import Evaluation, EvaluationProgress, evaluate
+from coterie.evaluate.running import evaluate_opening
 from coterie.extraction import extract
+from coterie.spec import BankKey
+from coterie.spec.opening import Opening
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
 
@@ -69,8 +73,20 @@ def test_logits_that_workers_compute_are_kept(
     assert ours == theirs
 
 
+def test_workers_alter_a_model_as_this_process_does(cluster: str, readable: Path, texts: list[Path]) -> None:
+    bank = BankKey("text", 0, "mlp")
+    altered = Alteration(experts={bank: (0, 1, 3)}, schemes="int4")
+    asked: dict[str, Any] = {"against": readable, "context": 24, "alteration": altered}
+    opening = Opening(memory="1GiB", threads=1, missing="mask")
+    here = evaluate_opening(readable, texts, opening, **asked)
+    assert evaluate_opening(readable, texts, opening, ray=cluster, **asked) == here
+    assert here != evaluate_opening(readable, texts, opening, **asked | {"alteration": None})
+
+
 def test_what_depends_on_the_order_is_refused(cluster: str, readable: Path, texts: list[Path]) -> None:
     with pytest.raises(UsageError, match="one process computes all, in order"):
         evaluate(readable, texts, drop_cold=0.1, ray=cluster, **OPTIONS)
+    with pytest.raises(UsageError, match="one process computes all, in order"):
+        evaluate_opening(readable, texts, Opening(memory="1GiB"), in_steps=True, ray=cluster)
     with pytest.raises(UsageError, match="Add --memory"):
         evaluate(readable, texts, ray=cluster)

@@ -14,7 +14,7 @@ import xxhash
 
 from coterie.errors import ChecksumError, StoreFormatError
 from coterie.spec.dense_schemes import DenseSchemes
-from coterie.store import CalibrationFacts, RecordErrors, Store, verify_store
+from coterie.store import AllocationFacts, CalibrationFacts, RecordErrors, Store, verify_store
 from coterie.store.manifest_json import manifest_bytes, seal_manifest
 
 from .tiny import write_store
@@ -115,6 +115,26 @@ def calibrated(
     return change
 
 
+ALLOCATION = {
+    "criterion": "energy",
+    "bits": 3500,
+    "domains": ["code", "german"],
+    "tokens_of": {"thinker": ["text of code", "text of german"]},
+    "profile": "0" * 32,
+    "left_out": 2,
+}
+
+
+def allocated(*, version: int = 4, **changed: Any) -> Callable[[Json], None]:
+    """Says in the manifest what bits were allocated by."""
+
+    def change(manifest: Json) -> None:
+        manifest["version"] = version
+        manifest["allocation"] = {**ALLOCATION, **changed}
+
+    return change
+
+
 SMALL = "gate_up|down/small"
 FIELD = ("layouts", SMALL, "fields", 0)
 
@@ -210,7 +230,21 @@ MANIFEST_CASES: list[tuple[str, str, Callable[[Json], None]]] = [
     ("R33", "dense.schemes.vocoder", in_parts({"attention": "int8", "vocoder": "native"})),
     ("R33", "dense.schemes.head", in_parts({"attention": "int8", "head": "int7"})),
     ("R33", "dense.schemes", in_parts({})),
-    ("R3", "the top level", at("version", value=4)),
+    ("R36", "version", at("version", value=4)),
+    ("R3", "the top level", allocated(version=3)),
+    ("R3", "allocation", allocated(extra=1)),
+    ("R36", "allocation.criterion", allocated(criterion="magic")),
+    ("R36", "allocation.bits", allocated(bits=0)),
+    ("R36", "allocation.bits", allocated(bits=64_001)),
+    ("R36", "allocation.domains", allocated(domains=["german", "code"])),
+    ("R36", "allocation.domains", allocated(domains=["code", "code"])),
+    ("R36", "allocation.domains", allocated(domains=[])),
+    ("R36", "allocation.domains", allocated(criterion="reap")),
+    ("R4", "allocation.domains", allocated(domains=[f"{number:04d}" for number in range(1025)])),
+    ("R36", "allocation.tokens_of.thinker", allocated(tokens_of={"thinker": []})),
+    ("R36", "allocation.tokens_of.Thinker", allocated(tokens_of={"Thinker": ["text"]})),
+    ("R36", "allocation.profile", allocated(profile="x")),
+    ("R36", "allocation.left_out", allocated(criterion="reap", domains=[])),
     ("R3", "the top level", calibrated(version=1)),
     ("R35", "calibration.fingerprint", calibrated(fingerprint="x")),
     ("R35", "calibration.tokens.code", calibrated(tokens={"code": 0})),
@@ -553,7 +587,7 @@ def test_file_rules(rule: str, kind: str, file: str, place: str, change: Callabl
 
 def test_every_rule_of_the_document_has_a_malformed_store() -> None:
     documented = re.findall(r"^- \*\*(R\d+)\*\*", DOCUMENT.read_text(), re.MULTILINE)
-    assert len(documented) == len(set(documented)) == 35
+    assert len(documented) == len(set(documented)) == 36
     tested = {case[0] for cases in (MANIFEST_CASES, TEXT_CASES, FILE_CASES) for case in cases}
     assert tested == set(documented)
 
@@ -585,6 +619,25 @@ def test_what_calibrated_records_are_off_by_is_read_as_it_was_written(store: Pat
     assert manifest.banks[0].segments[0].records[2].errors == RecordErrors(**ERRORS)
     assert manifest.calibration == CalibrationFacts(fingerprint="0" * 64, tokens={"code": 1})
     assert manifest_bytes(manifest).strip() == (store / "coterie.json").read_bytes()
+
+
+def test_what_bits_were_allocated_by_is_read_as_it_was_written(store: Path) -> None:
+    edit_manifest(store, allocated())
+    manifest = Store.open(store).manifest
+    assert manifest.version == 4
+    facts = AllocationFacts(
+        criterion="energy",
+        bits=3500,
+        domains=("code", "german"),
+        tokens_of={"thinker": ("text of code", "text of german")},
+        profile="0" * 32,
+        left_out=2,
+    )
+    assert manifest.allocation == facts
+    assert manifest.calibration is None
+    assert manifest_bytes(manifest).strip() == (store / "coterie.json").read_bytes()
+    edit_manifest(store, calibrated())
+    assert Store.open(store).manifest.allocation == facts
 
 
 def test_a_store_of_a_later_version_says_what_to_do(store: Path) -> None:

@@ -97,7 +97,7 @@ class ExpertCache:
     @property
     def scans_badly(self) -> bool:
         """Whether its policy keeps nothing of what is asked for in turns, if that is more than there is room for."""
-        return isinstance(self._residency.candidates.policy, LruPolicy | LfuPolicy)
+        return isinstance(self._residency.policy, LruPolicy | LfuPolicy)
 
     @property
     def minimum(self) -> int:

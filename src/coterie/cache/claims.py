@@ -6,7 +6,7 @@ import copy
 import itertools
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import torch
 
@@ -156,9 +156,9 @@ class Claim:
         return sum(SlotArena.slot_nbytes(layout.nbytes) for layout in self.layouts.values())
 
     @property
-    def keeps(self) -> frozenset[ExpertKey]:
+    def keeps(self) -> Collection[ExpertKey]:
         """What is as good as asked for by decoding, though a prefill asks for it."""
-        return frozenset() if self.prompt is None else self.prompt.kept
+        return () if self.prompt is None else self.prompt.kept
 
     @property
     def finished(self) -> bool:

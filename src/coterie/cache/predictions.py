@@ -36,6 +36,7 @@ class Predictions:
 
     Attributes:
         made: The prediction of each consumer that has one. It is changed here alone.
+        pinned: What is pinned, resident or not; the same object until that changes.
         idle: Whether nothing is predicted or worth having: then there is nothing to ask for here.
     """
 
@@ -46,6 +47,7 @@ class Predictions:
         self._warm = WarmSet()
         # What is protected, set by set: victims are chosen far more often than this changes.
         self._protected: tuple[Collection[ExpertKey], ...] = ()
+        self.pinned: frozenset[ExpertKey] = self._warm.pinned
         self.idle = True
 
     @property
@@ -100,11 +102,6 @@ class Predictions:
         """What is worth having and still to be read, most valuable first."""
         return self._warm.todo
 
-    @property
-    def pinned(self) -> frozenset[ExpertKey]:
-        """What is pinned, resident or not; the same object until that changes."""
-        return self._warm.pinned
-
     def protects(self, key: ExpertKey, *, of: Consumer | None = None) -> bool:
         """Whether a key leaves only when nothing else can: it is predicted, or pinned.
 
@@ -134,4 +131,5 @@ class Predictions:
     def _changed(self) -> None:
         sets: tuple[Collection[ExpertKey], ...] = (*(one.keys for one in list(self.made.values())), self._warm.pinned)
         self._protected = tuple(keys for keys in sets if keys)
+        self.pinned = self._warm.pinned
         self.idle = not (self.made or self._warm.members)

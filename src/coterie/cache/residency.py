@@ -10,18 +10,15 @@ import torch
 
 from coterie.cache.arena import SlotArena
 from coterie.cache.bank_view import ByBank, Holds
-from coterie.cache.candidates import Candidates
 from coterie.cache.cause import Cause
 from coterie.cache.claims import Claim, Entry
 from coterie.cache.growth import Growth, native_touch
+from coterie.cache.pinned import Pinned
 from coterie.cache.predictions import Predictions
 from coterie.cache.statistics import Counters
 from coterie.errors import ExpertMissingError, MemoryBudgetError, UsageError
-from coterie.eviction import EvictionPolicy, PromptUse, TrustPolicy
+from coterie.eviction import TURNED_OVER, EvictionPolicy, PromptUse, TrustPolicy
 from coterie.spec import ExpertKey, ExpertSource, RecordLayout, format_bytes
-
-_TURNED_OVER = 8
-"""The part of the arena that a prefill may push out, as its reciprocal."""
 
 
 class Residency:
@@ -42,7 +39,7 @@ class Residency:
         loaded: What is resident. This and what follows is changed here alone.
         loading: What is on its way.
         by_bank: What is resident, by bank and id.
-        candidates: Who leaves first.
+        policy: Chooses victims among what is not pinned.
         arena: The slots.
         growth: Whether reads wait for new memory.
 
@@ -71,11 +68,11 @@ class Residency:
         self.loaded: dict[ExpertKey, Entry] = {}
         self.loading: dict[ExpertKey, Entry] = {}
         self.by_bank = ByBank(self.loaded)
-        self.candidates = Candidates(policy, predictions, self.loaded)
+        self.policy = policy
+        self._pinned = Pinned(policy, predictions, self.loaded)
         self._colds: set[Entry] = set()
-        # As it was when its size was added up last.
-        self._pinned: frozenset[ExpertKey] = frozenset()
-        self._pinned_nbytes = 0
+        # What was pinned when its bytes were added up last, and these.
+        self._pinned_nbytes: tuple[frozenset[ExpertKey], int] = (frozenset(), 0)
         # Whether something may have to leave, and how much is there that nobody has asked for yet: while neither is so,
         # nobody will ask about uses.
         self._may_evict = holds.uses_matter = capacity < self.total_bytes
@@ -106,11 +103,12 @@ class Residency:
         """Share of what is not pinned that decoding can have in memory: a prefill turns over the rest."""
         if self.capacity >= self.total_bytes:
             return 1.0
-        if self._predictions.pinned is not self._pinned:
-            self._pinned = self._predictions.pinned
-            self._pinned_nbytes = sum(self.slot_nbytes(key) for key in self._pinned)
-        pinned = self._pinned_nbytes
-        return max(0.0, self.capacity - self.capacity // _TURNED_OVER - pinned) / max(1, self.total_bytes - pinned)
+        keys, pinned = self._pinned_nbytes
+        if self._predictions.pinned is not keys:
+            keys = self._predictions.pinned
+            pinned = sum(self.slot_nbytes(key) for key in keys)
+            self._pinned_nbytes = keys, pinned
+        return max(0.0, self.capacity - self.capacity // TURNED_OVER - pinned) / max(1, self.total_bytes - pinned)
 
     @property
     def all_resident(self) -> bool:
@@ -166,21 +164,39 @@ class Residency:
             self._counters.used[entry.cause] += 1
             self._counters.in_time[entry.cause] += entry.loaded
 
+    @property
+    def ranked(self) -> frozenset[ExpertKey]:
+        """All that is resident, as the policy and what is pinned have it."""
+        total = sum(entry.slot.nbytes for key, entry in self.loaded.items() if key not in self._pinned.aside)
+        return frozenset(self.policy.victims(total, lambda key: True)).union(self._pinned.aside)
+
     def settle(self) -> None:
         """Tells the policy about the uses in the journal, and looks at what is pinned."""
         journal = self._holds.journal
+        self.tell_hits()
         while journal:
             uses = journal.popleft()
             if isinstance(uses, PromptUse):
-                self.candidates.observe(uses, [entry for key in uses.kept if (entry := self.find(key)) is not None])
-                continue
+                self._pinned.observe(uses)
+                for entry in filter(None, map(self.find, uses.kept)):
+                    entry.cold = False
+            self.tell_hits()
+        if self._predictions.pinned is not self._pinned.keys:
+            self._pinned.look()
+
+    def tell_hits(self) -> None:
+        """Tells the policy about the hits in the journal, up to what a prompt used; each hit is one step."""
+        journal = self._holds.journal
+        while journal and not isinstance(uses := journal[0], PromptUse):
+            journal.popleft()
             for entry in uses:
                 # It may have left since: hits are told late, and a hold may have ended in between.
                 if self.loaded.get(entry.key) is entry:
-                    self.candidates.hit(entry)
+                    entry.cold = False
+                    if entry.key not in self._pinned.aside:
+                        self.policy.hit(entry.key)
                     if entry.unclaimed:
                         self.note_use(entry)
-        self.candidates.settle()
 
     def reserve(self, key: ExpertKey, layout: RecordLayout, claim: Claim, others: Sequence[Claim]) -> Entry | None:
         """A slot for a key that a claim needs, or None while everything is held.
@@ -260,7 +276,10 @@ class Residency:
         entry.loaded = True
         self.loaded[entry.key] = entry
         self.by_bank.put(entry.key, entry)
-        self.candidates.insert(entry)
+        if entry.key in self._pinned.keys:
+            self._pinned.set_aside(entry)
+        else:
+            self.policy.insert(entry.key, entry.slot.nbytes, cold=entry.cold)
 
     def abandon(self, entry: Entry) -> None:
         """An entry could not be read: as if it had never been asked for."""
@@ -271,10 +290,9 @@ class Residency:
 
     def expect_use(self, expected: Mapping[ExpertKey, float]) -> None:
         """Tells a policy that goes by it how often each expert is used per token."""
-        self.settle()
-        policy = self.candidates.policy
-        if isinstance(policy, TrustPolicy):
-            policy.expect(expected)
+        self.tell_hits()
+        if isinstance(self.policy, TrustPolicy):
+            self.policy.expect(expected)
 
     def untold(self) -> Counter[Cause]:
         """How many unclaimed experts have been used of which the policy has not heard yet: they count from now on."""
@@ -298,6 +316,8 @@ class Residency:
             self.by_bank.put(key, None)
         self.loaded.clear()
         self.loading.clear()
+        self._colds.clear()
+        self._pinned.aside.clear()
         self._holds.journal.clear()
         self.arena.close(discard=discard)
 
@@ -329,7 +349,7 @@ class Residency:
         # A policy names none if all that may leave are not enough.
         free = sum(entry.slot.nbytes for key, entry in loaded.items() if may_leave(key))
         needed = min(self.arena.in_use + self.arena.growing - self.capacity, free)
-        victims = self.candidates.victims(needed, may_leave, pinned=is_spared is None) if needed > 0 else ()
+        victims = self._chosen(needed, may_leave, is_spared) if needed > 0 else ()
         for key in victims:
             self._evict(key)
 
@@ -349,7 +369,7 @@ class Residency:
 
     def prefill_depth(self, size: int) -> int:
         """Records of that many bytes that a prefill may have read ahead: it may push an eighth of the arena out."""
-        return max(1, min(self.capacity // _TURNED_OVER, self.room // 2) // size)
+        return max(1, min(self.capacity // TURNED_OVER, self.room // 2) // size)
 
     def _should_wait(self, victims: Sequence[ExpertKey], size: int) -> bool:
         """Whether a prefill that reads ahead is to wait for its own slots, rather than take one that is warm."""
@@ -391,7 +411,18 @@ class Residency:
                 return False
             return is_spared is None or not is_spared(key)
 
-        return self.candidates.victims(needed, may_leave, pinned=is_spared is None)
+        return self._chosen(needed, may_leave, is_spared)
+
+    def _chosen(
+        self,
+        needed: int,
+        may_leave: Callable[[ExpertKey], bool],
+        is_spared: Callable[[ExpertKey], bool] | None,
+    ) -> list[ExpertKey]:
+        found = self.policy.victims(needed, may_leave)
+        if found or is_spared is not None or not self._pinned.aside:
+            return found
+        return self._pinned.among(needed, may_leave)
 
     @property
     def _grows_apart(self) -> bool:
@@ -438,7 +469,8 @@ class Residency:
             raise UsageError(f"The eviction policy names expert {key}, which is in use.", key=key)
         self.by_bank.put(key, None)
         entry.cold = False
-        self.candidates.remove(key)
+        if self._pinned.aside.pop(key, None) is None:
+            self.policy.remove(key)
         self.arena.release(entry.slot)
         self._counters.evictions += 1
         if entry.unclaimed:

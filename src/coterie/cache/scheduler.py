@@ -200,7 +200,7 @@ class Scheduler:
             if not self.guard.usable:
                 self.guard.check()
             residency = self._residency
-            residency.settle()
+            residency.tell_hits()
             self._predictions.warm(
                 [key for key in keys if residency.has(key)],
                 residency.slot_nbytes,
@@ -217,7 +217,7 @@ class Scheduler:
         with self.lock:
             if not self.guard.usable:
                 self.guard.check()
-            self._residency.settle()
+            self._residency.tell_hits()
             self._kept = [key for key in keys if self._residency.has(key)], leaving
             self._keep(self._residency.capacity)
             if not self._predictions.idle and self._predictions.any_to_read:

@@ -74,12 +74,10 @@ def snapshot_of(
 ) -> Snapshot:
     """What is going on in a cache of these parts. Needs its lock."""
     entries = (*residency.loaded.values(), *residency.loading.values())
-    total = sum(entry.slot.nbytes for entry in residency.loaded.values())
-    ranked = residency.candidates.victims(total, lambda key: True, pinned=True) if total else ()
     return Snapshot(
         resident=tuple(residency.loaded),
         by_bank=residency.by_bank.names(),
-        ranked=frozenset(ranked),
+        ranked=residency.ranked,
         loading={key: len(entry.holders) for key, entry in residency.loading.items()},
         slots=tuple((entry.slot.nbytes, entry.slot.index) for entry in entries),
         held=frozenset(residency.held()),

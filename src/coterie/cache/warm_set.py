@@ -44,7 +44,8 @@ class WarmSet:
         self._worth = _fitting(keys, size_of, nbytes)
         self._most_worth = _fitting(self._worth, size_of, pinned_nbytes)
         self._settle()
-        self.todo = deque(self.members)
+        later = frozenset(self.put_off)
+        self.todo = deque(key for key in self.members if key not in later)
 
     def keep(
         self, keys: Iterable[ExpertKey], size_of: Callable[[ExpertKey], int], *, nbytes: int, read: bool = True
@@ -74,7 +75,9 @@ class WarmSet:
 
     def _settle(self) -> None:
         self.members = dict.fromkeys((*self._kept, *self._worth))
-        self.pinned = frozenset((*self._kept, *self._most_worth))
+        pinned = frozenset((*self._kept, *self._most_worth))
+        # The same object as long as it is the same set: others look at that.
+        self.pinned = self.pinned if pinned == self.pinned else pinned
 
 
 def _fitting(keys: Iterable[ExpertKey], size_of: Callable[[ExpertKey], int], nbytes: int) -> tuple[ExpertKey, ...]:

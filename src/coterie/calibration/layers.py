@@ -52,9 +52,6 @@ class Layers:
         self._modules = list(model.get_submodule(stack).children())
         self._number = {bank.key: int(bank.path.removeprefix(f"{stack}.").partition(".")[0]) for bank in banks}
 
-    def __len__(self) -> int:
-        return len(self._modules)
-
     @property
     def numbers(self) -> Mapping[Any, int]:
         """Bank → the number of its layer in the stack."""

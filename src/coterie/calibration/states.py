@@ -35,6 +35,7 @@ class States:
 
     def __init__(self, folder: Path, fingerprint: str, runs: int) -> None:
         self._folder = folder
+        self._advice = f"Remove {folder}, then run the same command again."
         self._fingerprint = fingerprint
         self._count = runs
         self._kept: list[dict[str, Any]] = []
@@ -56,11 +57,9 @@ class States:
             with regular_file(path, links=False) as file:
                 data = bytearray(file.read())
         except OSError as error:
-            raise StoreError(f"{path} cannot be read: {error.strerror}.", path=path) from error
+            raise StoreError(f"{path} cannot be read: {error.strerror}.", advice=self._advice, path=path) from error
         if str(xxhash.xxh3_64_hexdigest(data)) != facts["xxh3"]:
-            raise StoreError(
-                f"{path} is not what was written.", advice="Remove it, then run the same command again.", path=path
-            )
+            raise StoreError(f"{path} is not what was written.", advice=self._advice, path=path)
         return torch.frombuffer(data, dtype=TORCH_DTYPES[facts["dtype"]]).view(facts["shape"])
 
     def keep(self, run: int, hidden: torch.Tensor) -> None:

@@ -49,11 +49,12 @@ COMMANDS = (
     CommandEntry("serve", "coterie.cli.serve", "Serve a model over HTTP, for clients of OpenAI and Anthropic."),
     CommandEntry("bench", "coterie.cli.bench", "Measure how fast a model runs here, and where the time goes."),
     CommandEntry("evaluate", "coterie.cli.evaluate", "Measure perplexity, and what a scheme or partial store loses."),
+    CommandEntry("curve", "coterie.cli.curve", "Measure how quality falls with fewer experts, bits and reads."),
     CommandEntry("replay", "coterie.cli.replay", "Compare eviction policies on recorded routing."),
     CommandEntry("profile", "coterie.cli.profile", "Record, show, merge, exchange and publish what experts do."),
     CommandEntry("experts", "coterie.cli.experts", "Ask a profile which experts do what."),
     CommandEntry("routers", "coterie.cli.routers", "Show what the geometry of a model's routers says, without data."),
-    CommandEntry("plot", "coterie.cli.plot", "Draw pictures of profiles and recorded routing."),
+    CommandEntry("plot", "coterie.cli.plot", "Draw pictures of profiles, recorded routing and curves."),
     CommandEntry("report", "coterie.cli.report", "Answer on one page what a model's experts do, from a profile."),
     CommandEntry("stores", "coterie.cli.stores", "List the stores on this machine, remove or refresh one."),
 )

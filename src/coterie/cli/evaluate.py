@@ -16,6 +16,7 @@ from coterie.cli import options as shared
 from coterie.cli.console import notes, plain_table, print_json, print_note, print_table, results
 from coterie.cli.continuations import print_continuations, print_exact_match
 from coterie.cli.estimates import value_and_interval, value_and_reach
+from coterie.cli.evaluation_options import ContextOption, LimitOption, ReferenceOption, StrideOption
 from coterie.cli.files import write_text_file
 from coterie.cli.generation_options import AdaptExpertsOption, QuietOption, check_adaptation
 from coterie.cli.opening import import_engine, opens_model, quiet_terminal
@@ -56,41 +57,10 @@ def command(
             help="Compare with this model: the lossless one with all experts. Without it: perplexity alone.",
         ),
     ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            "--reference",
-            file_okay=False,
-            metavar="DIR",
-            show_default=False,
-            help="Keep the logits and continuations of the full model in this directory, and compare with what is "
-            "there. Then it is computed once, and alone: neither model shares --memory.",
-        ),
-    ] = None,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            "--context",
-            min=1,
-            metavar="TOKENS",
-            show_default=False,
-            help="Input tokens of a window. Default: 512, or what the model was made for if that is less.",
-        ),
-    ] = None,
-    stride: Annotated[
-        int | None,
-        typer.Option(
-            "--stride",
-            min=1,
-            metavar="TOKENS",
-            show_default=False,
-            help="Tokens predicted in a window. Default: as many as inputs; fewer give more context and cost more.",
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option("--limit", min=1, metavar="TOKENS", show_default=False, help="Predict at most so many per text."),
-    ] = None,
+    reference: ReferenceOption = None,
+    context: ContextOption = None,
+    stride: StrideOption = None,
+    limit: LimitOption = None,
     continuations: Annotated[
         int | None,
         typer.Option(

@@ -6,6 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coterie.cli.allocation import (
+    AllocationDomainsOption,
+    BitsOption,
+    ExpertBytesOption,
+    print_allocation,
+    requested_allocation,
+)
 from coterie.cli.console import plain_table, print_json, print_note, print_table, results
 from coterie.cli.options import (
     CheckpointArgument,
@@ -72,7 +79,8 @@ def command(
             "--modality",
             metavar="NAME",
             show_default=False,
-            help="With --profile: use by tokens of this modality, such as audio; may be repeated. Default: all.",
+            help="With --profile: what tokens of this modality use, such as audio; may be repeated. Default: all; "
+            "with --bits, all that the model takes or makes, and each must be in the profile.",
         ),
     ] = None,
     component: ComponentOption = None,
@@ -89,6 +97,9 @@ def command(
         ),
     ] = None,
     expert_schemes: ExpertSchemesOption = None,
+    bits: BitsOption = None,
+    expert_bytes: ExpertBytesOption = None,
+    domains: AllocationDomainsOption = None,
     dense_scheme: Annotated[
         str | None,
         typer.Option(
@@ -117,6 +128,7 @@ def command(
     from coterie.extraction import extract
     from coterie.files.naming import model_path
 
+    allocation = requested_allocation(bits, expert_bytes, profile, domains, modality)
     with resumable_progress(store, download=not model_path(checkpoint).is_dir()) as progress:
         report = extract(
             checkpoint,
@@ -124,12 +136,13 @@ def command(
             experts=experts,
             layers=layers,
             top=top,
-            profile=profile,
+            profile=profile if top is not None or allocation is None else None,
             domain=domain,
-            modalities=modality or None,
+            modalities=(modality or None) if top is not None or allocation is None else None,
             component=component,
             scheme=scheme,
             expert_schemes=expert_schemes,
+            allocation=allocation,
             dense_scheme=dense_scheme,
             revision=revision,
             offline=offline,
@@ -183,6 +196,9 @@ def _print_plan(report: ExtractionReport) -> None:
         print_table(table)
     out = results()
     out.print()
+    if report.allocation is not None:
+        print_allocation(report.allocation, histogram=True)
+        out.print()
     out.print(f"experts        {_experts(report)}")
     if report.dense_scheme != "native":
         out.print(f"other layers   {report.dense_scheme}")
@@ -213,6 +229,9 @@ def _print_outcome(report: ExtractionReport) -> None:
     out.print(f"It has {_experts(report)}, {format_bytes(report.store_nbytes)} on disk.")
     if "=" in report.dense_scheme:
         out.print(f"Linear layers outside experts: {report.dense_scheme.replace('=', ' ').replace(',', ', ')}.")
+    if report.allocation is not None:
+        out.print()
+        print_allocation(report.allocation, histogram=False)
     if report.ignored:
         out.print(f"Left out: {len(report.ignored)} tensors that transformers does not use.")
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from coterie.inspection import InspectReport
     from coterie.inspection.report import BankFacts
     from coterie.inspection.row_batching import RowsFacts
+    from coterie.store import AllocationFacts
 
 
 def command(
@@ -82,6 +83,8 @@ def _print_model(report: InspectReport) -> None:
     row("integrity", model.integrity or "not known before the routers are downloaded")
     share = "complete" if report.complete else f"partial, {_percent(report.present, report.experts)}"
     row("experts", f"{report.present} of {report.experts}, {share}")
+    if report.allocation is not None:
+        row("bits", _allocation(report.allocation))
     row("as a store" if report.planned else "on disk", format_bytes(report.disk_nbytes))
     row("full size", "unknown" if report.full_nbytes is None else format_bytes(report.full_nbytes))
     row("dense part", _dense(report))
@@ -147,6 +150,13 @@ def _print_layers(report: InspectReport) -> None:
             _schemes(bank),
         )
     print_table(table)
+
+
+def _allocation(facts: AllocationFacts) -> str:
+    tokens = "; ".join(f"{component}: {', '.join(claims)}" for component, claims in facts.tokens_of.items())
+    left_out = f", {facts.left_out} experts left out" if facts.left_out else ""
+    by = "by their energy" if facts.domains else "by what experts add (REAP)"
+    return f"{facts.bits / 1000:g} per weight{left_out}, {by}, over {tokens}; profile {facts.profile[:12]}"
 
 
 def _dense(report: InspectReport) -> str:

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from coterie.errors import UsageError
 
 if TYPE_CHECKING:
     from coterie.survey import Material
+
+SpeechFilesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--speech",
+        metavar="[DOMAIN=]PATH",
+        show_default=False,
+        help="Sound files, likewise; their domain is speech unless you name one.",
+    ),
+]
+
+ImageFilesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--images",
+        metavar="[DOMAIN=]PATH",
+        show_default=False,
+        help="Pictures, likewise; their domain is images unless you name one.",
+    ),
+]
 
 
 def gather_material(
@@ -29,17 +51,17 @@ def gather_material(
 
     found: list[Material] = []
     for place in text or []:
-        domain, path = _split(place)
+        domain, path = split_name(place)
         if domain is None:
             raise UsageError(
                 f"{option} {place} names no domain.", advice=f"Write {option} DOMAIN={place}, such as code={place}."
             )
         found += gather("text", domain, path)
     for place in speech or []:
-        domain, path = _split(place)
+        domain, path = split_name(place)
         found += gather("speech", domain or "speech", path)
     for place in images or []:
-        domain, path = _split(place)
+        domain, path = split_name(place)
         found += gather("images", domain or "images", path)
     if not found:
         raise UsageError(
@@ -49,7 +71,7 @@ def gather_material(
     return found
 
 
-def _split(place: str) -> tuple[str | None, str]:
-    """DOMAIN=PATH; without a domain, or where the equals sign belongs to the path, None and the whole."""
-    domain, equals, path = place.partition("=")
-    return (domain, path) if equals and "/" not in domain else (None, place)
+def split_name(place: str) -> tuple[str | None, str]:
+    """NAME=PATH; without a name, or where the equals sign belongs to the path, None and the whole."""
+    name, equals, path = place.partition("=")
+    return (name, path) if equals and "/" not in name else (None, place)

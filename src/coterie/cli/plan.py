@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coterie.cli.console import notes, print_json
+from coterie.cli.listed import listed
 from coterie.cli.opening import quiet_terminal
 from coterie.cli.options import (
     ComponentOption,
-    EvictionOption,
     ExpertsPerTokenOption,
     JsonOption,
     ModelArgument,
     OfflineOption,
+    ProfiledEvictionOption,
     ProfileOption,
     RevisionOption,
     known_dense_scheme,
@@ -84,7 +85,7 @@ def command(
         ),
     ] = None,
     experts_per_token: ExpertsPerTokenOption = None,
-    eviction: EvictionOption = DEFAULT_POLICY,
+    eviction: ProfiledEvictionOption = DEFAULT_POLICY,
     prompt_tokens: Annotated[
         int, typer.Option("--prompt-tokens", min=1, metavar="N", help="Tokens of the prompt that times are for.")
     ] = PLANNED_PROMPT_TOKENS,
@@ -135,7 +136,7 @@ def command(
 
     for budget in memory or ():
         parse_bytes(budget, what="memory")  # told before torch is imported, as the next
-    check_policy(eviction, profile=False)
+    check_policy(eviction, profile=profile is not None)
     with notes().status("starting") as status, quiet_terminal():
         from coterie.cli.plan_pages import print_plan
         from coterie.planner import plan
@@ -154,7 +155,7 @@ def command(
             answer_tokens=answer_tokens,
             probe=None if probe is None else read_prompt(probe),
             profile=profile,
-            domains=[name.strip() for name in (domains or "").split(",") if name.strip()],
+            domains=listed(domains),
             measure=not quick,
             revision=revision,
             offline=offline,

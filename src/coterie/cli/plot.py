@@ -37,7 +37,7 @@ command = typer.Typer(
     cls=KindGroup,
     add_completion=False,
     no_args_is_help=True,
-    help="Draws pictures of profiles and recorded routing, as PNG or SVG. The same data gives the same file.",
+    help="Draws pictures of profiles, recorded routing and curves, as PNG or SVG. The same data gives the same file.",
 )
 
 OutputOption = Annotated[
@@ -181,6 +181,20 @@ def residency(
     if not found.experts_known:
         print_note(f"{found.name} does not say how many experts there are; {found.experts} is what its ids show.")
     _write(residency_figure(timeline(found, _experts(capacity, found.experts), policy), component), output)
+
+
+@command.command()
+def curve(
+    result: Annotated[
+        Path, typer.Argument(metavar="RESULT", show_default=False, help="What `coterie curve --output` wrote.")
+    ],
+    output: OutputOption,
+) -> None:
+    """Draws quality against experts, experts per token, bits and reads, and the smallest sets of experts."""
+    _check(output)
+    from coterie.curves import curve_figure, read_curve
+
+    _write(curve_figure(read_curve(result)), output)
 
 
 def _experts(text: str, total: int) -> int:

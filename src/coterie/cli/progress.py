@@ -14,6 +14,8 @@ from coterie.spec import format_bytes
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from coterie.curves import CurveProgress
+
 _PLAIN_PROGRESS_SECONDS = 10.0
 _ROOM_FOR_A_BAR = 90
 """Columns from which bytes are shown with a bar."""
@@ -99,6 +101,49 @@ def layer_progress(description: str) -> Iterator[Callable[[int, int], None]]:
     with _counting_bar() as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def point_progress(*, quiet: bool) -> Iterator[Callable[[CurveProgress], None] | None]:
+    """Shows which point of a curve is being measured and how far it is: a bar in a terminal, else a line for each.
+
+    Args:
+        quiet: Show nothing.
+
+    Yields:
+        What to tell; None if nothing is shown.
+    """
+    if quiet:
+        yield None
+        return
+    if not sys.stderr.isatty():
+        yield _point_lines()
+        return
+    from rich import progress as bar
+
+    columns = (_name_column(), bar.BarColumn(), bar.TaskProgressColumn(), bar.TimeRemainingColumn())
+    with _bar(*columns) as shown:
+        task = shown.add_task("opening", total=None)
+
+        def tell(found: CurveProgress) -> None:
+            label = f"point {min(found.done + 1, found.total)} of {found.total}: {found.setting.label}"
+            if found.tokens is None:
+                shown.update(task, description=label)
+            else:
+                shown.update(task, description=label, completed=found.tokens.done, total=found.tokens.total)
+
+        yield tell
+
+
+def _point_lines() -> Callable[[CurveProgress], None]:
+    told: list[CurveProgress] = []
+
+    def tell(found: CurveProgress) -> None:
+        if found.tokens is None and (not told or told[-1].done < found.done):
+            told[:] = [found]
+            print_note(f"{found.done} of {found.total} points: {found.setting.label}")
+
+    return tell
 
 
 def _bar(*columns: Any, transient: bool = False) -> Progress:

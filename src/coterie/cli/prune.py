@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from coterie.cli.extract import print_report
+from coterie.cli.listed import listed
 from coterie.cli.options import (
     ComponentOption,
     DryRunOption,
@@ -116,7 +117,7 @@ def command(
             keep=keep,
             by=by,
             profile=profile,
-            domains=None if domains is None else [name.strip() for name in domains.split(",") if name.strip()],
+            domains=None if domains is None else listed(domains),
             modalities=modality or None,
             ranking=ranking,
             least=least,

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coterie.cli.allocation import AllocationDomainsOption, BitsOption, ExpertBytesOption, requested_allocation
 from coterie.cli.extract import print_report
-from coterie.cli.material import gather_material
+from coterie.cli.material import ImageFilesOption, SpeechFilesOption, gather_material
 from coterie.cli.options import (
     DryRunOption,
     ExpertSchemesOption,
@@ -50,6 +51,9 @@ def command(
         ),
     ] = None,
     expert_schemes: ExpertSchemesOption = None,
+    bits: BitsOption = None,
+    expert_bytes: ExpertBytesOption = None,
+    domains: AllocationDomainsOption = None,
     dense_scheme: Annotated[
         str | None,
         typer.Option(
@@ -73,24 +77,8 @@ def command(
             "for: it gets worse at others. May be given several times.",
         ),
     ] = None,
-    speech: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--speech",
-            metavar="[DOMAIN=]PATH",
-            show_default=False,
-            help="Sound files to calibrate with, likewise; their domain is speech unless you name one.",
-        ),
-    ] = None,
-    images: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--images",
-            metavar="[DOMAIN=]PATH",
-            show_default=False,
-            help="Pictures, likewise; their domain is images unless you name one.",
-        ),
-    ] = None,
+    speech: SpeechFilesOption = None,
+    images: ImageFilesOption = None,
     calibration_tokens: Annotated[
         int | None,
         typer.Option(
@@ -104,6 +92,16 @@ def command(
     memory: MemoryOption = None,
     ray: RayOption = None,
     profile: ProfileOption = None,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--modality",
+            metavar="NAME",
+            show_default=False,
+            help="With --bits or --expert-bytes: bits for what this modality uses, such as text; may be repeated. "
+            "Default: all that the model takes or makes, and each must be in the profile.",
+        ),
+    ] = None,
     offline: OfflineOption = False,
     dry_run: DryRunOption = False,
     restart: RestartOption = False,
@@ -114,6 +112,8 @@ def command(
     Of a store that has the checkpoint's own weights the result is the one that `coterie extract` would make of the
     checkpoint in these schemes. An interrupted run goes on where it stopped when the same command is given again.
 
+    With --bits, experts and matrices that matter more by a profile get more bits, within a total.
+
     With --calibrate the store has the same size, and is nearer to the full model: about half as far in int4. It takes
     longer: the model is run over the texts, one layer after the other, within --memory. --calibrate default needs no
     texts of yours. Speech and pictures count only if you give some. With --ray workers of a cluster choose the codes,
@@ -122,6 +122,9 @@ def command(
     from coterie.extraction import quantize
 
     calibration = _calibration(calibrate, speech, images, calibration_tokens, memory, ray)
+    allocation = requested_allocation(bits, expert_bytes, profile, domains, modality)
+    if allocation is None and modality:
+        raise UsageError("--modality says what bits are allocated for.", advice="Add --bits, such as 3.5.")
     with nullcontext() if ray is None else without_ray_messages(), resumable_progress(store) as progress:
         report = quantize(
             model,
@@ -130,7 +133,8 @@ def command(
             expert_schemes=expert_schemes,
             dense_scheme=dense_scheme,
             calibration=calibration,
-            profile=profile,
+            allocation=allocation,
+            profile=profile if allocation is None else None,
             offline=offline,
             dry_run=dry_run,
             restart=restart,

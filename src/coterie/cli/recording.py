@@ -12,7 +12,7 @@ from coterie.cli import options as shared
 from coterie.cli.console import plain_table, print_json, print_note, print_table, print_warning
 from coterie.cli.generation_options import QuietOption
 from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
-from coterie.cli.material import gather_material
+from coterie.cli.material import ImageFilesOption, SpeechFilesOption, gather_material
 from coterie.cli.opening import import_engine, open_model, opens_model, quiet_terminal, remote_model
 from coterie.cli.progress import work_progress
 from coterie.cli.ray_messages import without_ray_messages
@@ -49,24 +49,8 @@ def record(
             "quotes. May be given several times.",
         ),
     ] = None,
-    speech: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--speech",
-            metavar="[DOMAIN=]PATH",
-            show_default=False,
-            help="Sound files, likewise; their domain is speech unless you name one.",
-        ),
-    ] = None,
-    images: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--images",
-            metavar="[DOMAIN=]PATH",
-            show_default=False,
-            help="Pictures, likewise; their domain is images unless you name one.",
-        ),
-    ] = None,
+    speech: SpeechFilesOption = None,
+    images: ImageFilesOption = None,
     label: Annotated[
         str, typer.Option("--label", metavar="TEXT", help="Names the run; one of this label goes on where it was.")
     ] = DEFAULT_LABEL,

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
     from coterie.extraction import Progress, ProgressCallback
 
-_LABELS = {"extract": "Extracting", "checksums": "Checking checksums", "compare": "Comparing", "export": "Exporting"}
+_LABELS = {
+    "measure": "Measuring",
+    "extract": "Extracting",
+    "checksums": "Checking checksums",
+    "compare": "Comparing",
+    "export": "Exporting",
+}
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 
 from coterie import native
 from coterie.cache import ExpertCache
+from coterie.engine.alteration import Alteration
 from coterie.engine.caller import warn_caller
 from coterie.engine.closing import close_by_with
 from coterie.engine.disk_tuning import Reading, reading_for
@@ -43,8 +44,13 @@ if TYPE_CHECKING:
 _LOADING = threading.Lock()
 
 
-def open_streamed(path: str | Path, opening: Opening) -> PreTrainedModel:
+def open_streamed(path: str | Path, opening: Opening, alteration: Alteration | None = None) -> PreTrainedModel:
     """Opens a model as :func:`coterie.load` does.
+
+    Args:
+        path: The model.
+        opening: How.
+        alteration: What it has instead of what is stored.
 
     Raises:
         CoterieError: As there.
@@ -55,7 +61,7 @@ def open_streamed(path: str | Path, opening: Opening) -> PreTrainedModel:
     # One at a time: what is free is measured and then promised, and transformers changes torch's default dtype.
     with _LOADING, moved("coterie.engine.opening"):
         check_release()
-        model = _open(path, opening)
+        model = _open(path, opening, alteration)
     if opening.threads is not None:
         _warn_many(opening.threads)
         torch.set_num_threads(opening.threads)
@@ -65,8 +71,10 @@ def open_streamed(path: str | Path, opening: Opening) -> PreTrainedModel:
     return model
 
 
-def _open(path: str | Path, opening: Opening) -> PreTrainedModel:
+def _open(path: str | Path, opening: Opening, alteration: Alteration | None) -> PreTrainedModel:
     source = open_source(path, component=opening.component, revision=opening.revision, offline=opening.offline)
+    if alteration is not None:
+        source = alteration.of(source)
     if opening.missing == "fetch":
         source = with_fetching(source, opening.source, offline=opening.offline)
     _check_coverage(source, opening.missing)

@@ -61,6 +61,8 @@ class _Part:
     tensors: list[Weight]
     modules: AwayModules | None = None
     resident: bool = True
+    # Whether it could not be read ahead of need: its next call says why.
+    failed: bool = False
     calls: int = 0
     users: set[int] = field(default_factory=set)
     reads: int = 0
@@ -120,6 +122,8 @@ class Parts:
         self._lock = threading.RLock()
         self._any_here = False
         self._reader: threading.Thread | None = None
+        # Encoders that are about to be used: who reads ahead of need makes way for them.
+        self._encoders = 0
         self._lending: Lending | None = None
         self._beside: dict[PartUse, int] = {}
 
@@ -265,12 +269,12 @@ class Parts:
 
     def _read_ahead(self) -> None:
         """What speaks is read meanwhile, by a thread of its own."""
-        absent = [part for part in self._parts if part.use == "speaking" and not part.resident]
+        absent = [part for part in self._parts if part.use == "speaking" and not (part.resident or part.failed)]
         if not absent or self._lending is None or (self._reader is not None and self._reader.is_alive()):
             return
-        wanted = self._footprint.parts_for("speaking") + self._beside.get("speaking", 0)
-        encoders = self._footprint.parts_for("encoding") + self._beside.get("encoding", 0)
-        if self._lending.free < wanted + encoders:
+        uses: tuple[PartUse, ...] = ("speaking", "encoding")
+        wanted = sum(self._footprint.parts_for(use) + self._beside.get(use, 0) - self._lent(use) for use in uses)
+        if self._lending.free < wanted:
             return
         self._reader = threading.Thread(target=self._bring_all, args=(absent,), name="coterie-parts", daemon=True)
         self._reader.start()
@@ -278,9 +282,14 @@ class Parts:
     def _bring_all(self, parts: list[_Part]) -> None:
         """Has parts in memory that somebody holds. What cannot be read says so when it is called."""
         for part in parts:
-            with self._lock, suppress(CoterieError):
+            if self._encoders:
+                return  # the next pass begins this anew
+            with self._lock:
                 if self._held[part.use] and not part.resident:
-                    self._read(part)
+                    try:
+                        self._read(part)
+                    except CoterieError:
+                        part.failed = True
 
     def stats(self) -> dict[str, PartStats]:
         """What became of each part."""
@@ -297,13 +306,18 @@ class Parts:
 
     @contextmanager
     def _using(self, part: _Part, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
-        with self._lock:
-            part.calls += 1
-            try:
-                self._bring(part)
-            except BaseException:
-                part.calls -= 1
-                raise
+        encodes = part.use == "encoding"
+        self._encoders += encodes
+        try:
+            with self._lock:
+                part.calls += 1
+                try:
+                    self._bring(part)
+                except BaseException:
+                    part.calls -= 1
+                    raise
+        finally:
+            self._encoders -= encodes
         try:
             yield
         finally:
@@ -320,6 +334,7 @@ class Parts:
             CoterieError: If there is no room for it, or it cannot be read; then it is as before.
         """
         with self._lock:
+            part.failed = False
             if not part.resident:
                 self._read(part)
             part.users.add(threading.get_ident())

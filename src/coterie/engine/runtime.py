@@ -133,7 +133,7 @@ class Runtime:
         """From now on what only some passes need may leave memory when others begin."""
         begins = [] if self.parts is None else [self.parts.pass_begins]
         if self._talker_experts.any:
-            begins.insert(0, self._talker_experts.pass_begins)
+            begins.append(self._talker_experts.pass_begins)
         for clock in self._attachment.clocks.values():
             clock.on_begin = tuple(begins)
 
@@ -485,5 +485,4 @@ class Runtime:
         """
         release(self)
         self.cache.close()
-        if self.source.fetching is not None:
-            self.source.fetching.close()
+        self.source.close()

@@ -26,6 +26,7 @@ from coterie.checkpoint import (
 from coterie.engine.fetching import FetchingExperts, open_origin
 from coterie.engine.linears import StoredLinears
 from coterie.errors import UsageError
+from coterie.extraction.quantising import SchemedExperts
 from coterie.hf.configs import (
     component_of_class,
     fill_known_gaps,
@@ -70,6 +71,8 @@ class ModelSource:
         component: The component that the model is of a larger checkpoint, or None.
         linears: Weights of linear layers that are in a scheme, or None.
         fetching: ``experts`` again, if what a partial store lacks is fetched from its checkpoint.
+        schemed: What ``experts`` come from, if they are quantised when they are read.
+        buffered_reads: Records that memory is needed for while experts are read; None for what ``kind`` says.
         store: The store, if it is one.
         dense_files: Its files of dense tensors, which keep what is read until it is asked for.
     """
@@ -89,6 +92,8 @@ class ModelSource:
     component: str | None = None
     linears: StoredLinears | None = None
     fetching: FetchingExperts | None = None
+    schemed: SchemedExperts | None = None
+    buffered_reads: int | None = None
     store: Store | None = None
     dense_files: tuple[WholeFile, ...] = ()
 
@@ -122,7 +127,8 @@ class ModelSource:
     def fingerprint(self, *, fetched: bool = False) -> str:
         """Hex digits that differ if what it computes may.
 
-        They are of a store's manifest, which has all checksums, or of a checkpoint.
+        They are of a store's manifest, which has all checksums, or of a checkpoint. An
+        :class:`~coterie.engine.alteration.Alteration` has a fingerprint of its own, beside that of its model.
 
         Args:
             fetched: Whether a store is fetched into. Then it changes, and what it computes does not: it counts as the
@@ -157,6 +163,8 @@ class ModelSource:
     @property
     def _buffered_reads(self) -> int:
         """Reading a store takes no buffers; a checkpoint's experts may be decoded, and growing a store is one more."""
+        if self.buffered_reads is not None:
+            return self.buffered_reads
         if self.fetching is not None:
             return READS_AT_ONCE + 1
         return 0 if self.kind == "store" else READS_AT_ONCE
@@ -177,6 +185,12 @@ class ModelSource:
             file.let_go()
         if self.store is not None:
             self.store.check_unchanged()
+
+    def close(self) -> None:
+        """Closes what it has opened beside the cache; adds what was fetched to the store. Harmless when repeated."""
+        for experts in (self.fetching, self.schemed):
+            if experts is not None:
+                experts.close()
 
     @property
     def complete(self) -> bool:

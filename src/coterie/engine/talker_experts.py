@@ -63,7 +63,8 @@ class TalkerExperts:
         elif self._cache.keeps_unread:
             # Encoders have done, and experts have their memory again.
             with self._lock:
-                self._cache.keep(self._keys, leaving=self._leaving)
+                if self._kept:
+                    self._cache.keep(self._keys, leaving=self._leaving)
 
     def _keep(self, kept: bool) -> None:
         if kept != self._kept:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from coterie.evaluate.continuations import Continuations
 from coterie.evaluate.exact_match import ExactMatch
 from coterie.evaluate.quality import Quality
 from coterie.evaluate.reads import Reads
+from coterie.files.plain_values import to_plain
 
 EVALUATION_SCHEMA_VERSION = 1
 
@@ -84,7 +84,7 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. What is infinite is the text ``"inf"`` (or ``"-inf"``), since JSON has no such number."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        plain: dict[str, Any] = to_plain(dataclasses.asdict(self))
         return plain
 
 
@@ -113,13 +113,3 @@ class EvaluationProgress:
 
 ProgressCallback = Callable[[EvaluationProgress], None]
 """Told after every window and every continuation."""
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and math.isinf(value):
-        return "inf" if value > 0 else "-inf"
-    return value

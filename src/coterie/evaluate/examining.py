@@ -82,7 +82,7 @@ class Examination:
     def facts(self) -> WorkerFacts:
         """What decides whether what is found here belongs together with what others find."""
         subjects = [one for one in (self.model, self.full) if one is not None]
-        return worker_facts(*((str(one.path), one.source, one.opening) for one in subjects))
+        return worker_facts(*((str(one.path), one.stored, one.opening) for one in subjects))
 
     @contextmanager
     def workers(self, ray: str | None) -> Iterator[Workers[Shard, Any]]:
@@ -130,6 +130,7 @@ class Examination:
             memory=self.said.memory,
             expert_memory=self.said.expert_memory,
             context=self.length,
+            inputs=self.inputs,
             kept=self.kept,
         )
 

@@ -46,6 +46,7 @@ def share_memory(
     memory: str | int | None,
     expert_memory: str | int | None,
     context: int,
+    inputs: int,
     kept: bool = False,
 ) -> Shares:
     """Divides the budget of the process.
@@ -58,7 +59,8 @@ def share_memory(
         full: What it is compared with, or None.
         memory: The user's ceiling; default: what the machine allows.
         expert_memory: As given to both models.
-        context: Input tokens of a window.
+        context: Tokens of the longest sequence.
+        inputs: Input tokens of a window, of all of which logits are looked at; 0 where there are no windows.
         kept: Whether the model is alone, beside logits of the full one that are kept on disk.
 
     Raises:
@@ -67,7 +69,7 @@ def share_memory(
     if memory is None and expert_memory is not None:
         return Shares(full=None, model=None)
     whole = default_memory_budget() if memory is None else parse_bytes(memory, what="memory")
-    workspace = workspace_nbytes(full or model, context, models=2 if full is not None or kept else 1)
+    workspace = workspace_nbytes(full or model, inputs, models=2 if full is not None or kept else 1)
     budget = whole - workspace
     if full is None or expert_memory is not None:
         return Shares(full=max(budget, 0), model=max(budget, 0))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coterie.cluster.spreading import check_spreading
+from coterie.engine.alteration import Alteration
 from coterie.errors import UsageError
 from coterie.evaluate.asked import Asked
 from coterie.evaluate.confidence import block_starts
@@ -169,11 +170,32 @@ def evaluate_opening(
     limit: int | None = None,
     asked: Asked | None = None,
     adapt_experts: str | AdaptiveExperts | None = None,
+    alteration: Alteration | None = None,
+    in_steps: bool = False,
     journal: str | Path | None = None,
     ray: str | None = None,
     progress: ProgressCallback | None = None,
 ) -> Evaluation:
-    """:func:`evaluate`, told how the models are opened in one piece."""
+    """:func:`evaluate`, told how the models are opened in one piece.
+
+    Args:
+        model: As there, like all that is not described here.
+        texts: As there.
+        opening: How the models are opened.
+        against: As there.
+        reference: As there.
+        context: As there.
+        stride: As there.
+        limit: As there.
+        asked: What both models are asked beside the texts.
+        adapt_experts: As there.
+        alteration: What ``model`` has instead of what is stored.
+        in_steps: Whether tokens are computed one by one though the output does not depend on what was read before: then
+            it is told what is read.
+        journal: As there.
+        ray: As there; not with ``in_steps`` either.
+        progress: As there.
+    """
     opening.check()
     asked = asked or Asked()
     _check_material(texts, asked, {"context": context, "stride": stride, "limit": limit})
@@ -187,12 +209,14 @@ def evaluate_opening(
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1 token, not {limit}.", got=limit)
     if ray is not None:
-        _check_cluster(opening)
-    if opening.drop_cold is not None:
+        _check_cluster(opening, in_steps=in_steps)
+    if in_steps or opening.drop_cold is not None:
         # What is prefetched depends on how fast the disk is, and then the result would, too.
         opening = replace(opening, prefetch="off")
     contents = [(str(path), read_text(path, filled=True)) for path in texts]
-    subject = Subject(path=model, opening=opening, adapt_experts=adapt_experts)
+    subject = Subject(
+        path=model, opening=opening, adapt_experts=adapt_experts, alteration=alteration, in_steps=in_steps
+    )
     full = None
     if against is not None:
         full = Subject(
@@ -258,7 +282,7 @@ def evaluate_opening(
     )
 
 
-def _check_cluster(opening: Opening) -> None:
+def _check_cluster(opening: Opening, *, in_steps: bool) -> None:
     """Refuses what workers of a cluster cannot do.
 
     Raises:
@@ -266,9 +290,9 @@ def _check_cluster(opening: Opening) -> None:
         UsageError: If tokens have to be computed in order, or nothing says what a worker may take.
     """
     check_spreading(opening)
-    if opening.drop_cold is not None:
+    if in_steps or opening.drop_cold is not None:
         raise UsageError(
-            "With drop_cold the experts that are left out depend on what was read before: one process computes all, in "
+            "What is read, or left out with drop_cold, depends on what was read before: one process computes all, in "
             "order.",
             advice="Leave the cluster out.",
         )

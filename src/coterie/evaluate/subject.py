@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from coterie.engine import ModelSource, open_source, open_streamed
+from coterie.engine.alteration import Alteration
 from coterie.engine.source import text_component
 from coterie.evaluate.evaluation import ModelFacts
 from coterie.evaluate.overlap import shared
@@ -28,11 +29,16 @@ class Subject:
         path: The model.
         opening: How it is opened. Of a whole omni model its thinker is, unless another component is named.
         adapt_experts: What :meth:`Runtime.adapt_experts` is told for each window.
+        alteration: What it has instead of what is stored.
+        in_steps: Whether tokens are computed one by one, in order, whatever its output depends on: what is read is
+            counted then.
     """
 
     path: str | Path
     opening: Opening
     adapt_experts: str | AdaptiveExperts | None = None
+    alteration: Alteration | None = None
+    in_steps: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is opened, which every process opens for itself."""
@@ -41,6 +47,11 @@ class Subject:
     @cached_property
     def source(self) -> ModelSource:
         """Where it is opened from; reads no expert."""
+        return self.stored if self.alteration is None else self.alteration.of(self.stored)
+
+    @cached_property
+    def stored(self) -> ModelSource:
+        """The same without its alteration."""
         return open_source(
             self.path, component=self._part, revision=self.opening.revision, offline=self.opening.offline
         )
@@ -81,12 +92,13 @@ class Subject:
     @property
     def fingerprint(self) -> str:
         """Hex digits that differ if logits may; see :meth:`ModelSource.fingerprint`."""
-        return self.source.fingerprint(fetched=self.opening.missing == "fetch")
+        stored = self.stored.fingerprint(fetched=self.opening.missing == "fetch")
+        return stored if self.alteration is None else f"{stored} {self.alteration.fingerprint}"
 
     @property
     def in_order(self) -> bool:
-        """Whether its output depends on what is in memory: then tokens are computed one by one, in order."""
-        return self.opening.drop_cold is not None
+        """Whether tokens are computed one by one, in order: on request, or as output depends on what is in memory."""
+        return self.in_steps or self.opening.drop_cold is not None
 
     @property
     def cache_settings(self) -> dict[str, Any]:
@@ -103,7 +115,7 @@ class Subject:
             CoterieError: As :func:`coterie.load`.
         """
         opening = replace(self.opening, memory=memory, component=self._part, max_context=max_context)
-        model = open_streamed(self.path, opening)
+        model = open_streamed(self.path, opening, self.alteration)
         try:
             rows = embedding_rows(model)
             if rows is not None:

@@ -6,7 +6,7 @@ from coterie.eviction.lfu import LfuPolicy
 from coterie.eviction.lru import LruPolicy
 from coterie.eviction.markov import MarkovPolicy
 from coterie.eviction.policy import POLICY_NAMES, TRUST, check_policy, make_policy
-from coterie.eviction.prompt_use import LAST_TOKENS, Observing, PromptUse
+from coterie.eviction.prompt_use import LAST_TOKENS, TURNED_OVER, Observing, PromptUse
 from coterie.eviction.protocol import EvictionPolicy
 from coterie.eviction.recorded import RecordedTrace, read_trace
 from coterie.eviction.replay import Knee, ReplayReport, ReplayRow, knee, replay, simulations
@@ -19,6 +19,7 @@ __all__ = [
     "LAST_TOKENS",
     "POLICY_NAMES",
     "TRUST",
+    "TURNED_OVER",
     "EvictionPolicy",
     "Group",
     "Knee",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import exp
 from typing import Generic, Protocol, runtime_checkable
 
@@ -12,6 +12,8 @@ LAST_TOKENS = 64
 """Tokens of a prompt that say what comes next."""
 _SCALE = 16.0
 """A use counts for 1/e of one so many tokens later."""
+TURNED_OVER = 8
+"""The part of the capacity that a prefill may push out, as its reciprocal: what it keeps has the rest."""
 
 
 @runtime_checkable
@@ -32,7 +34,7 @@ class PromptUse(Generic[K]):
 
     Attributes:
         visits: Those given.
-        kept: The keys that are worth their room: of what was used, that with the most and latest uses.
+        kept: The keys that are worth their room: of what was used, that with the most and latest uses, best first.
     """
 
     __slots__ = ("kept", "visits")
@@ -45,17 +47,24 @@ class PromptUse(Generic[K]):
             for key in keys:
                 scores[key] = scores.get(key, 0.0) + weight
         # What the very last token used is met first, and stays first among equals.
-        self.kept = frozenset(sorted(scores, key=scores.__getitem__, reverse=True)[:count])
+        self.kept = dict.fromkeys(sorted(scores, key=scores.__getitem__, reverse=True)[:count])
 
-    def tell(self, policy: EvictionPolicy[K], warm: Iterable[K]) -> None:
-        """Tells a policy.
+    def tell(self, policy: EvictionPolicy[K], sizes: Mapping[K, int], is_cold: Callable[[K], bool]) -> None:
+        """Tells a policy; what is resident of :attr:`kept` is warm afterwards.
 
         Args:
             policy: The policy.
-            warm: What is resident of :attr:`kept`, and not cold: for a policy that does not observe, these are hits.
+            sizes: Bytes of what it knows to be resident.
+            is_cold: Whether a resident one is cold.
         """
-        if isinstance(policy, Observing):
-            policy.observe(self.visits)
+        # The most valuable one last, as the latest.
+        resident = [key for key in reversed(self.kept) if key in sizes]
+        if not isinstance(policy, Observing):
+            for key in resident:
+                policy.hit(key)
             return
-        for key in warm:
-            policy.hit(key)
+        policy.observe(self.visits)
+        for key in resident:
+            if is_cold(key):
+                policy.remove(key)
+                policy.insert(key, sizes[key])

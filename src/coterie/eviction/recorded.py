@@ -322,6 +322,6 @@ def _groups(parts: list[_Part], *, keep_prefill: bool) -> Iterator[Group[ExpertK
                 return tuple(keys.setdefault(key, key) for key in found)
 
             members = chosen(chain.from_iterable(rows))
-            last = tuple(filter(None, map(chosen, rows[-LAST_TOKENS:]))) if prefill else ()
+            last = tuple(filter(None, map(chosen, rows[-LAST_TOKENS:]))) if prefill and end - first > 1 else ()
             if members:
                 yield Group(step=step, layer=offsets[number] + index, keys=members, prefill=prefill, last=last)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Generic
 
 from coterie.errors import UsageError
 from coterie.eviction.belady import belady, compulsory
 from coterie.eviction.policy import POLICY_NAMES, make_policy
-from coterie.eviction.prompt_use import PromptUse
+from coterie.eviction.prompt_use import TURNED_OVER, PromptUse
 from coterie.eviction.protocol import EvictionPolicy, K
 from coterie.eviction.trace import Group, Outcome, Scope, size_of, split
 
@@ -113,7 +113,8 @@ class _Replay(Generic[K]):
     def run(self, groups: Iterable[Group[K]], watch: Watch[K] | None) -> Outcome:
         requests = hits = bytes_read = 0
         groups = list(groups)
-        self._divide(groups)
+        if any(group.last for group in groups):
+            self._divide(groups)
         for group in groups:
             missing = [key for key in group.keys if key not in self._resident]
             requests += len(group.keys)
@@ -137,24 +138,21 @@ class _Replay(Generic[K]):
         for group in groups:
             of_layer.setdefault(group.layer, set()).update(group.keys)
         total = sum(size_of(self._sizes, key, self._capacity) for keys in of_layer.values() for key in keys)
+        room = total if self._capacity >= total else self._capacity - self._capacity // TURNED_OVER
         for layer, keys in of_layer.items():
-            self._shares[layer] = len(keys) * min(self._capacity, total) // total
+            self._shares[layer] = len(keys) * room // total
 
-    def _observe(self, group: Group[K]) -> frozenset[K]:
+    def _observe(self, group: Group[K]) -> Collection[K]:
         """A prefill's last tokens used these; returns what is kept of that, as the cache does it."""
         use = PromptUse(group.last, self._shares[group.layer])
-        resident = use.kept & self._resident.keys()
-        use.tell(self._policy, resident - self._cold)
-        for key in resident & self._cold:
-            self._policy.remove(key)
-            self._policy.insert(key, self._resident[key])
-        self._cold -= resident
+        use.tell(self._policy, self._resident, self._cold.__contains__)
+        self._cold.difference_update(use.kept)
         return use.kept
 
     def _serve(self, group: Group[K], missing: list[K]) -> int:
         absent = set(missing)
         used = deque(key for key in group.keys if key not in absent)
-        kept = self._observe(group) if group.last else frozenset()
+        kept = self._observe(group) if group.last else ()
         if not group.prefill:
             self._cold.difference_update(used)
             for key in used:

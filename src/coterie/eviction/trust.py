@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from coterie.eviction.markov import MarkovPolicy
+from coterie.eviction.markov import MarkovPolicy, Visit
 from coterie.eviction.protocol import K
-from coterie.eviction.transitions import Visit
 
 
 class TrustPolicy(MarkovPolicy[K]):
     """:class:`~coterie.eviction.MarkovPolicy` that knows beforehand how often each expert is used.
 
     What is expected of an expert and what is seen of it count equally (see
-    :class:`~coterie.eviction.transitions.Transitions`); what followed what is learned as ever. So a profile of the
+    :class:`~coterie.eviction.markov.Transitions`); what followed what is learned as ever. So a profile of the
     right kind of text is worth most at the beginning, and one of another kind never stops misleading a little.
 
     Args:

@@ -15,9 +15,8 @@ from coterie.quant import StoredMatrix
 from coterie.quant.calibrated import MatrixError
 from coterie.quant.scheme import Parts
 from coterie.spec import BankKey, ExpertKey
-from coterie.spec.encodings import NATIVE
 from coterie.store import CalibrationFacts, RecordErrors, is_store
-from coterie.store.manifest import PARTS_OF_ONE, weight_share
+from coterie.store.manifest import MAX_ERROR, PARTS_OF_ONE, weight_share
 from coterie.store.manifest_file import load_manifest
 
 
@@ -93,7 +92,7 @@ def record_errors(errors: Mapping[str, MatrixError]) -> RecordErrors:
     )
 
     def share(part: float) -> int:
-        return round(part / whole * PARTS_OF_ONE) if whole > 0 else 0
+        return min(round(part / whole * PARTS_OF_ONE), MAX_ERROR) if whole > 0 else 0
 
     return RecordErrors(
         output=share(output),
@@ -114,10 +113,8 @@ def check_calibration(
     Raises:
         UsageError: If no expert is to be quantised, the source is calibrated itself, or another store is there already.
     """
-    schemes = (
-        {scheme} if isinstance(scheme, str) else {scheme(key.expert(e)) for key, ids in chosen.items() for e in ids}
-    )
-    if schemes <= {NATIVE}:
+    keys = (key.expert(e) for key, ids in chosen.items() for e in ids)
+    if all((scheme if isinstance(scheme, str) else scheme(key)) == origin.scheme(key) for key in keys):
         raise UsageError(
             "Calibration chooses the codes of experts, and none are to be quantised.",
             advice="Say how experts are to be stored, such as --scheme int4, or leave the calibration out.",

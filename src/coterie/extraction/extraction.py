@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any, Literal
 
 from coterie.errors import ExtractionError, UsageError
+from coterie.extraction.allocation import Allocated, Allocation, AllocationReport, allocate
 from coterie.extraction.calibrating import Calibration, ModelCalibration, check_calibration
 from coterie.extraction.copying import Copier, worker_count
 from coterie.extraction.dense_choice import default_dense_schemes, settle_dense_schemes
@@ -24,6 +25,7 @@ from coterie.extraction.target import (
     DiskNeed,
     ShardDownload,
     check_apart,
+    check_downloads,
     check_fits,
     disk_needs,
     missing_downloads,
@@ -67,6 +69,7 @@ class ExtractionReport:
         store_nbytes: Bytes of the whole store.
         written_nbytes: Bytes of experts and dense tensors written now; 0 for a dry run.
         dense_scheme: How linear layers outside experts are stored: one scheme, or one for each part.
+        allocation: How bits were allocated to experts; None if they were not.
         int4_nbytes: About what the store would take with experts in ``int4``, where it is large and nobody said how to
             store it; else None.
         int4_dense_scheme: The scheme of linear layers outside experts that is counted with in ``int4_nbytes``; None
@@ -89,6 +92,7 @@ class ExtractionReport:
     ignored: tuple[str, ...]
     store_nbytes: int
     dense_scheme: str
+    allocation: AllocationReport | None
     int4_nbytes: int | None
     int4_dense_scheme: str | None
     written_nbytes: int
@@ -125,6 +129,7 @@ def extract(
     component: str | None = None,
     scheme: str | None = None,
     expert_schemes: str | Path | Mapping[str, Any] | None = None,
+    allocation: Allocation | None = None,
     dense_scheme: str | Mapping[str, str] | None = None,
     calibration: Calibration | None = None,
     revision: str | None = None,
@@ -161,6 +166,8 @@ def extract(
             mapping that is like one, such as ``{"schema_version": 1, "rest": "int3", "experts":
             {"text/mlp-layer-000/00005": {"gate_up_proj": "int2", "down_proj": "int4"}}}``. Experts that are not named
             have the scheme of ``rest``, and without that the one that ``scheme`` would have by default.
+        allocation: Bits for each expert's matrices by what a profile says, within a total, instead of ``scheme``. If it
+            names domains, experts that these hardly use may be left out.
         dense_scheme: How weights of linear layers outside experts are stored: one scheme, such as ``"int8"``, or one
             for each part of the model, such as ``{"attention": "int8", "encoders": "native", "rest": "int4"}``, or the
             same as a text, ``"attention=int8,encoders=native,rest=int4"``. ``rest`` is for the parts that are not
@@ -197,6 +204,7 @@ def extract(
         raise UsageError(f"At least one worker is needed, not {workers}.")
     by_trust = None if scheme is None else SchemesByTrust.parse(scheme)
     by_expert = chosen_schemes(expert_schemes, scheme)
+    check_allocation(allocation, scheme, expert_schemes, store)
     _check_selection(experts, layers, top, by_trust, profile, domain, modalities)
     need_checkpoint(
         checkpoint, "`coterie quantize` makes a smaller store of a store; what one lacks is added from its checkpoint."
@@ -204,10 +212,11 @@ def extract(
     origin = CheckpointOrigin.open(checkpoint, component=component, revision=revision, offline=offline)
     root = Path(store).expanduser().absolute()
     request = DenseRequest.parse(dense_scheme)
-    undecided = scheme is None and by_expert is None and dense_scheme is None and not is_store(root)
+    undecided = scheme is None and by_expert is None and allocation is None and dense_scheme is None
+    undecided = undecided and not is_store(root)
     one_scheme, otherwise = _schemes(root, None if by_trust else scheme)
     if otherwise is None:
-        lossy = by_trust is not None or by_expert is not None or one_scheme != NATIVE
+        lossy = any(one is not None for one in (by_trust, by_expert, allocation)) or one_scheme != NATIVE
         otherwise = default_dense_schemes(origin.model.config, request, lossy_experts=lossy)
     dense_schemes = settle_dense_schemes(origin, request, otherwise)
     scheme_of: str | SchemeOf = one_scheme
@@ -223,6 +232,12 @@ def extract(
         from coterie.extraction.most_used import most_used
 
         chosen = most_used(origin, top, profile, domain=domain, modalities=modalities)
+    allocated = None
+    if allocation is not None:
+        keys = (key.expert(expert) for key, ids in chosen.items() for expert in ids)
+        check_downloads(origin, tuple(name for key in keys for name in origin.names_of(key)), dry_run=dry_run)
+        allocated = allocate(origin, chosen, allocation, progress)
+        scheme_of, chosen = allocated.schemes.__getitem__, allocated.chosen(chosen)
     four_bits = FourBits.of(origin, chosen) if undecided else None
     options = WriteOptions(
         dry_run=dry_run,
@@ -233,7 +248,9 @@ def extract(
         calls=calls,
         calibration=None if calibration is None else calibration.of(checkpoint, revision=revision, offline=offline),
     )
-    report = make_store(origin, root, chosen, scheme_of, dense_schemes, options, four_bits=four_bits)
+    report = make_store(
+        origin, root, chosen, scheme_of, dense_schemes, options, four_bits=four_bits, allocated=allocated
+    )
     return replace(report, seconds=monotonic() - start)
 
 
@@ -259,6 +276,7 @@ def make_store(
     options: WriteOptions,
     *,
     four_bits: FourBits | None = None,
+    allocated: Allocated | None = None,
 ) -> ExtractionReport:
     """Writes, resumes or grows a store.
 
@@ -270,6 +288,7 @@ def make_store(
         dense_schemes: Those of linear layers outside experts.
         options: How.
         four_bits: What it would take in four bits, where nobody said how to store it.
+        allocated: What ``scheme`` was allocated by, if it was.
 
     Raises:
         CoterieError: As :func:`extract` says.
@@ -281,7 +300,9 @@ def make_store(
     facts = None if options.calibration is None else options.calibration.facts()
     if facts is not None:
         check_calibration(root, origin, scheme, chosen, facts)
-    plan = plan_extraction(origin, chosen, scheme, dense_schemes, facts)
+    if allocated is not None and is_store(root):
+        _check_allocated(root, load_manifest(root)[0].allocation == allocated.facts)
+    plan = plan_extraction(origin, chosen, scheme, dense_schemes, facts, None if allocated is None else allocated.facts)
     downloads = missing_downloads(origin, plan.tensors)
     if not downloads:
         plan = with_fingerprints(plan, origin)
@@ -293,6 +314,8 @@ def make_store(
 
     def report() -> ExtractionReport:
         made = _report(origin, root, plan, found, downloads, needs, status, written, monotonic() - start)
+        if allocated is not None:
+            return replace(made, allocation=allocated.report)
         if four_bits is None or made.store_nbytes < max(LARGE_NBYTES, 2 * four_bits.nbytes):
             return made
         return replace(made, int4_nbytes=four_bits.nbytes, int4_dense_scheme=four_bits.dense_scheme)
@@ -303,6 +326,33 @@ def make_store(
         plan = with_fingerprints(plan, origin)
         status, written = _write(origin, root, plan, found, scheme, options)
     return report()
+
+
+def check_allocation(
+    allocation: Allocation | None, scheme: str | None, expert_schemes: object, store: str | Path
+) -> None:
+    """Refuses schemes beside an allocation of them, and to allocate what a finished store has already.
+
+    Raises:
+        UsageError: Naming both.
+    """
+    root = Path(store).expanduser().absolute()
+    if allocation is not None and is_store(root):
+        _check_allocated(root, load_manifest(root)[0].allocation is not None)
+    if allocation is not None and (scheme is not None or expert_schemes is not None):
+        raise UsageError(
+            "Bits are to be allocated to experts, and they are given schemes, too.",
+            advice="Leave out --scheme and --expert-schemes, or --bits and --expert-bytes.",
+        )
+
+
+def _check_allocated(root: Path, same: bool) -> None:
+    if not same:
+        raise UsageError(
+            f"{root} is a finished store whose bits were not allocated like that.",
+            advice="Write to another directory: experts that are there are never changed.",
+            path=root,
+        )
 
 
 def _check_selection(
@@ -422,6 +472,7 @@ def _report(
         ignored=plan.store.ignored,
         store_nbytes=sum(file.nbytes for file in files),
         dense_scheme=str(plan.store.dense_schemes),
+        allocation=None,
         int4_nbytes=None,
         int4_dense_scheme=None,
         written_nbytes=written,

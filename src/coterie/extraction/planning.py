@@ -12,7 +12,16 @@ from coterie.origins import Origin
 from coterie.spec import BankKey, ExpertKey
 from coterie.spec.dense_schemes import NATIVE_EVERYWHERE, DenseSchemes
 from coterie.spec.encodings import NATIVE
-from coterie.store import BankPlan, CalibrationFacts, DenseTensor, ModelFacts, PlannedExpert, SourceFacts, StorePlan
+from coterie.store import (
+    AllocationFacts,
+    BankPlan,
+    CalibrationFacts,
+    DenseTensor,
+    ModelFacts,
+    PlannedExpert,
+    SourceFacts,
+    StorePlan,
+)
 
 _UNKNOWN = "0" * 32
 
@@ -42,6 +51,7 @@ def plan_extraction(
     scheme: str | SchemeOf = NATIVE,
     dense_schemes: DenseSchemes = NATIVE_EVERYWHERE,
     calibration: CalibrationFacts | None = None,
+    allocation: AllocationFacts | None = None,
 ) -> ExtractionPlan:
     """Plans a store that holds the chosen experts and everything that is not an expert. Reads no tensor.
 
@@ -63,6 +73,7 @@ def plan_extraction(
         dense_schemes=dense_schemes,
         made_from=origin.made_from,
         calibration=calibration or _kept_calibration(origin, chosen, scheme),
+        allocation=allocation or _kept_allocation(origin, chosen, scheme),
     )
     experts = (name for key, ids in chosen.items() for e in ids for name in origin.names_of(key.expert(e)))
     return ExtractionPlan(
@@ -85,6 +96,22 @@ def _kept_calibration(
     keys = (key.expert(expert) for key, ids in chosen.items() for expert in ids)
     kept = any(scheme_of(key) == origin.scheme(key) and origin.errors(key) is not None for key in keys)
     return origin.calibration if kept else None
+
+
+def _kept_allocation(
+    origin: Origin, chosen: Mapping[BankKey, tuple[int, ...]], scheme: str | SchemeOf
+) -> AllocationFacts | None:
+    """What schemes were allocated by, if all experts are copied as they lie."""
+    if origin.allocation is None:
+        return None
+    scheme_of = one_scheme(scheme)
+    copied = {
+        key.expert(e)
+        for key, ids in chosen.items()
+        for e in ids
+        if scheme_of(key.expert(e)) == origin.scheme(key.expert(e))
+    }
+    return origin.allocation if copied >= set(origin.keys()) else None
 
 
 def bank_plans(

@@ -13,8 +13,8 @@ class Progress:
     """One report.
 
     Attributes:
-        stage: What is being done now: ``fingerprint``, ``extract``, ``checksums``, ``compare``, ``headers``,
-            ``export``.
+        stage: What is being done now: ``fingerprint``, ``measure``, ``extract``, ``checksums``, ``compare``,
+            ``headers``, ``export``.
         done: Bytes done, those of an earlier interrupted run not included.
         total: Bytes in all.
         elapsed_s: Seconds since this stage began.

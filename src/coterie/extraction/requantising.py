@@ -10,11 +10,12 @@ from time import monotonic
 from typing import Any
 
 from coterie.errors import UsageError
+from coterie.extraction.allocation import Allocation, allocate
 from coterie.extraction.calibrating import Calibration
 from coterie.extraction.dense import parts_with_linears
 from coterie.extraction.dense_choice import settle_dense_schemes
 from coterie.extraction.expert_schemes import chosen_schemes
-from coterie.extraction.extraction import ExtractionReport, WriteOptions, extract, make_store
+from coterie.extraction.extraction import ExtractionReport, WriteOptions, check_allocation, extract, make_store
 from coterie.extraction.precision import SchemesByTrust
 from coterie.extraction.progress import ProgressCallback
 from coterie.extraction.quantising import check_smaller
@@ -23,7 +24,6 @@ from coterie.origins import StoreOrigin
 from coterie.origins.store_or_checkpoint import store_path
 from coterie.origins.stored_dense import dense_files
 from coterie.quant import lossy_scheme
-from coterie.spec import BankKey
 from coterie.spec.dense_schemes import REST, DenseRequest
 from coterie.spec.encodings import NATIVE
 from coterie.store import Store
@@ -36,6 +36,7 @@ def quantize(
     *,
     scheme: str | None = None,
     expert_schemes: str | Path | Mapping[str, Any] | None = None,
+    allocation: Allocation | None = None,
     dense_scheme: str | Mapping[str, str] | None = None,
     calibration: Calibration | None = None,
     profile: str | Path | None = None,
@@ -58,6 +59,8 @@ def quantize(
             experts, such as ``"trust:top25%=native,rest=int4"``. Default: each as it is.
         expert_schemes: How each expert is stored, and each matrix of it, instead of ``scheme``: a file or a mapping, as
             in :func:`extract`. Experts that it says nothing of stay as they are.
+        allocation: Bits for each expert's matrices by what a profile says, within a total, instead of ``scheme``, as in
+            :func:`extract`.
         dense_scheme: How weights of linear layers outside experts are stored: one scheme, or schemes by part, as in
             :func:`extract`. Default: each as it is.
         calibration: What the codes of experts are chosen by, such as :class:`coterie.calibration.Calibration`; by
@@ -82,6 +85,7 @@ def quantize(
     check_new_name(store)
     by_trust = None if scheme is None else SchemesByTrust.parse(scheme)
     by_expert = chosen_schemes(expert_schemes, scheme)
+    check_allocation(allocation, scheme, expert_schemes, store)
     if (by_trust is None) != (profile is None):
         raise UsageError(
             "A profile and a scheme by trust go together.",
@@ -90,7 +94,7 @@ def quantize(
     if scheme is not None and by_trust is None:
         lossy_scheme(scheme)
     request = DenseRequest.parse(dense_scheme)
-    if scheme in (None, NATIVE) and by_expert is None and request.only_native:
+    if scheme in (None, NATIVE) and by_expert is None and allocation is None and request.only_native:
         raise UsageError(
             "Nothing is to be quantised.",
             advice="Say how experts are to be stored (--scheme int4), or linear layers "
@@ -103,8 +107,9 @@ def quantize(
         return extract(
             model,
             store,
-            scheme=None if by_expert else scheme or NATIVE,
+            scheme=None if by_expert or allocation else scheme or NATIVE,
             expert_schemes=expert_schemes,
+            allocation=allocation,
             dense_scheme={REST: NATIVE, **request.named} if request.rest is None else dense_scheme,
             calibration=calibration,
             profile=profile,
@@ -132,7 +137,12 @@ def quantize(
         want = by_trust.schemes(have, profile, origin.identity)
     if by_expert is not None:
         want = by_expert.of(origin, have.__getitem__)
-    changes = sorted({(have[key], want[key]) for key in have})
+    chosen = {key: tuple(sorted(bank.records)) for key, bank in origin.store.banks.items()}
+    allocated = None
+    if allocation is not None:
+        allocated = allocate(origin, chosen, allocation, progress)
+        want, chosen = dict(allocated.schemes), allocated.chosen(chosen)
+    changes = sorted({(have[key], want[key]) for key in want})
     for old, new in changes:
         check_smaller("Some experts are", old, new)
     changes += [(dense.of(part), dense_wanted.of(part)) for part in parts_with_linears(origin)]
@@ -140,10 +150,6 @@ def quantize(
         _warn_lossy(path)
     if not dry_run:
         _check_dense(origin.store)
-    chosen: dict[BankKey, tuple[int, ...]] = {
-        key: tuple(sorted(bank.records)) for key, bank in origin.store.banks.items()
-    }
-
     report = make_store(
         origin,
         Path(store).expanduser().absolute(),
@@ -151,6 +157,7 @@ def quantize(
         want.__getitem__,
         dense_wanted,
         options,
+        allocated=allocated,
     )
     return replace(report, seconds=monotonic() - start)
 

@@ -101,6 +101,25 @@ def disk_needs(
     return _need(store, "store", needed, free), own
 
 
+def check_downloads(origin: Origin, names: tuple[str, ...], *, dry_run: bool) -> None:
+    """Refuses to begin with weights that are not here, where a dry run must not download them, or they do not fit.
+
+    Raises:
+        UsageError: In a dry run.
+        DiskSpaceError: With facts ``path``, ``needed`` and ``free`` in bytes.
+    """
+    downloads = missing_downloads(origin, names)
+    if not downloads or origin.cache is None:
+        return
+    if dry_run:
+        raise UsageError(
+            f"Bits are allocated by what weights lose, and {len(downloads)} files with weights are not here.",
+            advice="A dry run downloads nothing. Leave out --dry-run, or download the checkpoint first.",
+        )
+    nbytes = sum(download.nbytes for download in downloads)
+    check_fits([_need(origin.cache, "downloads", nbytes, shutil.disk_usage(nearest_directory(origin.cache)).free)])
+
+
 def check_fits(needs: Sequence[DiskNeed]) -> None:
     """Refuses what does not fit.
 

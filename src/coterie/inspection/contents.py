@@ -29,7 +29,7 @@ from coterie.spec import Batching, RecordLayout
 from coterie.spec.encodings import NATIVE
 from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
 from coterie.spec.parameters import checkpoint_encoding
-from coterie.store import Store
+from coterie.store import AllocationFacts, Store
 from coterie.store.names import MANIFEST
 
 
@@ -158,6 +158,7 @@ def store_contents(store: Store, component: str | None = None) -> Contents:
         footprint=_store_footprint(store, part, tensors),
         disk_nbytes=disk_nbytes if not part.prefix else dense_nbytes + sum(bank.nbytes for bank in held),
         ignored=manifest.ignored,
+        allocation=manifest.allocation,
         layouts=Counter(manifest.layouts[record.layout] for bank in held for record in bank.records.values()),
         dense_parts=dense_parts,
         batching=batching,
@@ -298,6 +299,7 @@ def _report(
     batching: dict[Batching, RowsFacts],
     config: Any,
     planned: bool = False,
+    allocation: AllocationFacts | None = None,
 ) -> Contents:
     components = tuple(_component(name, banks) for name in sorted({bank.component for bank in banks}))
     working_set = max((one.working_set_nbytes for one in components), default=0)
@@ -322,6 +324,7 @@ def _report(
         minimum_nbytes=process_nbytes() + footprint.dense + footprint.buffers + footprint.least_experts,
         working_set_nbytes=working_set,
         ignored=ignored,
+        allocation=allocation,
         batching=batching,
     )
     return Contents(

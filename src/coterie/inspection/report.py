@@ -8,6 +8,7 @@ from typing import Literal
 from coterie.inspection.dense_parts import DensePartFacts
 from coterie.inspection.row_batching import RowsFacts
 from coterie.spec import Batching
+from coterie.store import AllocationFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +128,7 @@ class InspectReport:
         working_set_nbytes: Bytes that one token's experts take in all layers, of the component that takes most: a
             token goes through one.
         ignored: Checkpoint tensors that transformers does not use.
+        allocation: What bits of experts were allocated by, if they were.
         batching: How many requests share a forward pass, with ``exact`` and with ``fast``.
     """
 
@@ -148,6 +150,7 @@ class InspectReport:
     minimum_nbytes: int
     working_set_nbytes: int
     ignored: tuple[str, ...]
+    allocation: AllocationFacts | None
     batching: dict[Batching, RowsFacts]
 
     def to_json(self) -> dict[str, object]:

@@ -27,6 +27,7 @@ class CheckpointOrigin:
 
     made_from = ""
     calibration = None
+    allocation = None
     dense_schemes = NATIVE_EVERYWHERE
     cuts: Mapping[str, Cut] = MappingProxyType({})
 

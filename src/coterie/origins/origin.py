@@ -21,7 +21,7 @@ from coterie.spec.dense_schemes import DenseSchemes
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from coterie.store import CalibrationFacts, RecordErrors
+    from coterie.store import AllocationFacts, CalibrationFacts, RecordErrors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +112,11 @@ class Origin(ExpertSource, Protocol):
     @property
     def calibration(self) -> CalibrationFacts | None:
         """What codes were chosen by; None if those of no expert were."""
+        ...
+
+    @property
+    def allocation(self) -> AllocationFacts | None:
+        """What the schemes of all experts were allocated by; None if they were not."""
         ...
 
     def sources(self, bank: BankKey) -> tuple[str, ...]:

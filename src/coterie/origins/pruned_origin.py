@@ -94,6 +94,10 @@ class PrunedOrigin:
         """What codes of the source were chosen by."""
         return self._base.calibration
 
+    @property
+    def allocation(self) -> None:
+        """None: bits were allocated to all experts of the source, not to those that stay."""
+
     def sources(self, bank: BankKey) -> tuple[str, ...]:
         """The checkpoint's tensors that a bank comes from."""
         return self._base.sources(bank)

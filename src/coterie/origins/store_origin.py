@@ -31,7 +31,7 @@ from coterie.quant.dtypes import SAFETENSORS_DTYPES
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
 from coterie.spec.dense_schemes import DenseSchemes
 from coterie.spec.encodings import NATIVE
-from coterie.store import Bank, CalibrationFacts, RecordErrors, Store
+from coterie.store import AllocationFacts, Bank, CalibrationFacts, RecordErrors, Store
 from coterie.store.manifest_json import manifest_bytes
 
 _TENSORS_PER_EXPERT = 6
@@ -131,6 +131,11 @@ class StoreOrigin:
     def calibration(self) -> CalibrationFacts | None:
         """What the manifest says that codes were chosen by."""
         return self.store.manifest.calibration
+
+    @property
+    def allocation(self) -> AllocationFacts | None:
+        """What the manifest says that schemes were allocated by."""
+        return self.store.manifest.allocation
 
     def sources(self, bank: BankKey) -> tuple[str, ...]:
         """The checkpoint's tensors that a bank comes from, as the manifest has them."""

@@ -79,7 +79,7 @@ class BankCounters:
 
 
 class _Prompt:
-    """What a prefill's last tokens chose of a bank, [T, K]."""
+    """What a prefill's last tokens chose of a bank, [T, K]; None where that says nothing."""
 
     last_TK: torch.Tensor | None = None
 
@@ -192,7 +192,9 @@ class StreamedBank:
         if now.limit is not None:
             routed = now.limit(self.bank.key, routed, self._end)
         if not now.decode and not self.all_fit:
-            now.state(self, _Prompt).last_TK = routed.ids[-LAST_TOKENS:]
+            # A single token comes as in decoding: what is in memory after it must not depend on time.
+            # Copied, as a view would keep the ids of the whole prompt.
+            now.state(self, _Prompt).last_TK = routed.ids[-LAST_TOKENS:].clone() if len(routed.ids) > 1 else None
         if self.cold is None or not now.decode:
             return routed
         routed, experts, nbytes = self.cold(routed)
@@ -245,8 +247,9 @@ class StreamedBank:
         )
 
     def _prompt_use(self, now: Pass, cache: ExpertCache) -> PromptUse[ExpertKey] | None:
-        """What the last tokens of a prefill use, as far as there is room for it."""
-        last_TK = now.state(self, _Prompt).last_TK
+        """What the last tokens of a prefill use, as far as there is room for it; told once, with its first lease."""
+        state = now.state(self, _Prompt)
+        last_TK, state.last_TK = state.last_TK, None
         if last_TK is None:
             return None
         experts = self.bank.num_experts

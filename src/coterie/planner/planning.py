@@ -83,7 +83,7 @@ def plan(
             or its model is not on this machine, domains are named without a profile, or too little was recorded of one.
         ProfileError: If the profile cannot be used, or is about another model.
     """
-    check_policy(eviction, profile=False)
+    check_policy(eviction, profile=profile is not None)
     for name, number in (("context", context), ("prompt_tokens", prompt_tokens), ("answer_tokens", answer_tokens)):
         if number is not None and number < 1:
             raise UsageError(f"{name} must be at least 1, not {number}.", got=number)
@@ -131,14 +131,16 @@ def plan(
     def command(budget: int) -> str:
         line = words.chat_command(
             runs,
-            memory=budget,
-            context=context,
-            component=None if asked.planned else component,
-            experts_per_token=experts_per_token,
-            eviction=None if eviction == DEFAULT_POLICY else eviction,
-            profile=None if profile is None else str(profile),
-            warm=domains[0] if len(domains) == 1 else None,
-            revision=None if asked.planned else revision,
+            {
+                "--memory": words.exact_size(budget),
+                "--max-context": context,
+                "--component": None if asked.planned else component,
+                "--experts-per-token": experts_per_token,
+                "--eviction": None if eviction == DEFAULT_POLICY else eviction,
+                "--profile": profile,
+                "--warm": domains[0] if len(domains) == 1 else None,
+                "--revision": None if asked.planned else revision,
+            },
         )
         return line if asked.planned or report.complete else f"{line} --missing {MISSING}"
 

@@ -61,29 +61,13 @@ def extract_command(
     return _line("extract", [model, store], options)
 
 
-def chat_command(
-    model: str,
-    *,
-    memory: int,
-    context: int | None,
-    component: str | None,
-    experts_per_token: int | None,
-    eviction: str | None,
-    profile: str | None,
-    warm: str | None,
-    revision: str | None,
-) -> str:
-    """The command that runs a model under a budget."""
-    options = {
-        "--memory": exact_size(memory),
-        "--max-context": context,
-        "--component": component,
-        "--experts-per-token": experts_per_token,
-        "--eviction": eviction,
-        "--profile": profile,
-        "--warm": warm,
-        "--revision": revision,
-    }
+def chat_command(model: str, options: Mapping[str, object]) -> str:
+    """The command that runs a model.
+
+    Args:
+        model: What it runs.
+        options: By name, such as ``--memory``; None for one that is left out.
+    """
     return _line("chat", [model], options)
 
 

@@ -7,8 +7,10 @@ the functions ask. docs/profiles.md has the formulas, and says what the figures 
 
 from coterie.profiles.accumulator import Accumulator
 from coterie.profiles.card import ExpertCard, expert_card
+from coterie.profiles.claims import Claim
 from coterie.profiles.contrast import Contrast, ExpertDifference, compare_domains, jensen_shannon
 from coterie.profiles.database import ProfileDatabase
+from coterie.profiles.error_weights import ErrorWeights, WeightMeasure, error_weights
 from coterie.profiles.facts import (
     BankCounts,
     BankShape,
@@ -24,7 +26,7 @@ from coterie.profiles.facts import (
     join_segments,
 )
 from coterie.profiles.halves import Estimate, Statistic, Stretches, profile_halves
-from coterie.profiles.importance import Claim, Importance, ImportanceMeasure, importance
+from coterie.profiles.importance import Importance, ImportanceMeasure, importance
 from coterie.profiles.kinds import ExpertKind, Kinds, expert_kinds
 from coterie.profiles.load import LayerLoad, Load, expert_load, gini, lorenz_curve, top_share
 from coterie.profiles.location import Location, locate
@@ -49,6 +51,7 @@ __all__ = [
     "BankUsage",
     "Claim",
     "Contrast",
+    "ErrorWeights",
     "Estimate",
     "ExpectedUse",
     "ExpertCard",
@@ -91,8 +94,10 @@ __all__ = [
     "Trust",
     "Usage",
     "Vocabulary",
+    "WeightMeasure",
     "compare_domains",
     "copy_runs",
+    "error_weights",
     "expert_card",
     "expert_kinds",
     "expert_load",

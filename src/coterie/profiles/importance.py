@@ -8,8 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from coterie.errors import UsageError
-from coterie.profiles.facts import MODALITIES
+from coterie.profiles.claims import Claim, check_outputs, claims_of
 from coterie.profiles.usage import BankUsage, Floats, Usage
 from coterie.spec import BankKey
 
@@ -21,22 +20,6 @@ IMPORTANCE_MEASURES: tuple[ImportanceMeasure, ...] = get_args(ImportanceMeasure)
 
 FEW_OBSERVATIONS = 32
 """Below so many activations per expert on average, the order of experts is mostly chance."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """Tokens that have an equal say in which experts stay.
-
-    Attributes:
-        modality: Theirs.
-        domain: Theirs; None for all domains.
-    """
-
-    modality: str
-    domain: str | None
-
-    def __str__(self) -> str:
-        return self.modality if self.domain is None else f"{self.modality} of {self.domain}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,34 +63,12 @@ def importance(
     Raises:
         UsageError: If a name is not known, or nothing, or nothing of a required modality, was recorded of a bank.
     """
-    for domain in domains:
-        if domain not in usage.domains:
-            raise UsageError.unknown("domain", domain, usage.domains)
-    for modality in modalities:
-        if modality not in MODALITIES:
-            raise UsageError.unknown("modality", modality, MODALITIES)
-        if modality not in usage.modalities:
-            raise UsageError.unknown("modality of this profile", modality, usage.modalities)
     scores: dict[BankKey, Floats] = {}
     claims: dict[str, tuple[Claim, ...]] = {}
     fewest = np.inf
-    for bank in sorted(banks):
-        table = usage.banks.get(bank)
-        if table is None:
-            raise UsageError(
-                f"Nothing was recorded of {bank}.",
-                advice="Record a profile of the whole model: coterie profile record.",
-                got=str(bank),
-            )
-        found = _claims(usage, table, domains, modalities)
-        if not modalities:
-            _check_modalities(bank, {claim.modality for claim in found}, required.get(bank.component, ()), domains)
-        if not found:
-            raise UsageError(
-                f"Nothing was recorded of {bank} for {' and '.join([*modalities, *domains])}.",
-                advice=f"Recorded of it: {', '.join(sorted(set(_recorded(usage, table))))}.",
-                got=str(bank),
-            )
+    at_stake = "Experts that it needs would be removed."
+    for bank, found in claims_of(usage, banks, required, domains=domains, modalities=modalities, at_stake=at_stake):
+        table = usage.banks[bank]
         by_claim = [_scores(table, rows, by, f"{bank}, {claim}") for claim, rows in found.items()]
         scores[bank] = np.max(by_claim, axis=0)
         claims[bank.component] = tuple(dict.fromkeys([*claims.get(bank.component, ()), *found]))
@@ -115,54 +76,17 @@ def importance(
     return Importance(scores=scores, claims=claims, activations=float(fewest))
 
 
-def _claims(
-    usage: Usage, table: BankUsage, domains: Sequence[str], modalities: Sequence[str]
-) -> dict[Claim, list[int]]:
-    """Claim → rows of the groups of tokens that make it."""
-    found: dict[Claim, list[int]] = {}
-    for row, group in enumerate(usage.groups):
-        wanted = (not domains or group.domain in domains) and (not modalities or group.modality in modalities)
-        if wanted and table.activations[row].any():
-            claim = Claim(modality=group.modality, domain=group.domain if domains else None)
-            found.setdefault(claim, []).append(row)
-    return found
-
-
-def _recorded(usage: Usage, table: BankUsage) -> list[str]:
-    return [f"{group.modality} of {group.domain}" for group, n in zip(usage.groups, table.tokens, strict=True) if n]
-
-
-def _check_modalities(bank: BankKey, found: set[str], required: Collection[str], domains: Sequence[str]) -> None:
-    lacking = sorted(set(required) - found)
-    if not lacking:
-        return
-    where = f"of {' and '.join(domains)} " if domains else ""
-    raise UsageError(
-        f"The model takes or makes {' and '.join(lacking)}, and the profile has recorded nothing of that {where}in "
-        f"{bank}. Experts that it needs would be removed.",
-        advice=f"Record {lacking[0]} into the profile, too, or name the modalities that are to be kept, such as "
-        f"--modality {min(found, default='text')}, and the others may be lost.",
-        lacking=lacking,
-        bank=str(bank),
-    )
-
-
 def _scores(table: BankUsage, rows: list[int], by: ImportanceMeasure, what: str) -> Floats:
     """[E] each expert's share of the sum of the measure over these rows."""
-    measured = table.reap_counts[rows].sum(axis=0)
-    if by != "frequency" and not measured.any():
-        raise UsageError(
-            f"The profile has no sizes of experts' outputs for {what}, and {by} needs them.",
-            advice="Record the profile again with --contributions, or prune --by frequency.",
-            got=what,
-        )
+    if by != "frequency":
+        check_outputs(table, rows, what, needs=by, instead=", or prune --by frequency")
     values: Floats
     if by == "frequency":
         values = table.activations[rows].sum(axis=0).astype(np.float64)
     elif by == "ean":
         values = table.reap_sum[rows].sum(axis=0)
     else:
-        sums = table.reap_sum[rows].sum(axis=0)
+        sums, measured = table.reap_sum[rows].sum(axis=0), table.reap_counts[rows].sum(axis=0)
         values = np.divide(sums, measured, out=np.zeros(len(sums)), where=measured > 0)
     total = float(values.sum())
     return values / total if total > 0 else values

@@ -4,6 +4,7 @@ from coterie.store.bank_writer import BankWriter
 from coterie.store.dense_writer import DENSE_SHARD_LIMIT, DenseTensor
 from coterie.store.leftovers import Leftover
 from coterie.store.manifest import (
+    AllocationFacts,
     Bank,
     CalibrationFacts,
     FileFacts,
@@ -26,6 +27,7 @@ from coterie.store.writer import StoreWriter
 
 __all__ = [
     "DENSE_SHARD_LIMIT",
+    "AllocationFacts",
     "Bank",
     "BankPlan",
     "BankWriter",

@@ -17,8 +17,8 @@ PARTS_VERSION = 2
 """Of one in which they are in several, by part of the model."""
 SCHEMES_VERSION = 3
 """Of one in which an expert or a linear layer is in a scheme that is none of :data:`FIRST_SCHEMES`."""
-CALIBRATED_VERSION = 4
-"""Of one with codes that were chosen by calibration."""
+CHOICES_VERSION = 4
+"""Of one that says what its codes were calibrated with, or what the schemes of its experts were allocated by."""
 
 FIRST_SCHEMES = frozenset({NATIVE, "int4", "int8"})
 """Those that programs know which read versions 1 and 2 only."""
@@ -74,6 +74,9 @@ class FileFacts:
 PARTS_OF_ONE = 10**9
 """Errors are whole numbers of this part of what they are a share of: manifests have no fractions."""
 
+MAX_ERROR = 10**6 * PARTS_OF_ONE
+"""A million times what the record computes: more than any code is off by."""
+
 WEIGHT_PARTS = 10**15
 """The same for errors of weights."""
 
@@ -115,6 +118,31 @@ class CalibrationFacts:
     fingerprint: str
     tokens: Mapping[str, int]
     sequences: tuple[str, ...] = ()
+
+
+CRITERIA = ("reap", "energy")
+"""What bits are allocated by: see :func:`coterie.profiles.error_weights`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllocationFacts:
+    """What the schemes of a store's experts were allocated by.
+
+    Attributes:
+        criterion: One of :data:`CRITERIA`.
+        bits: Bits per weight of experts' matrices, scales and zeros counted, in thousandths.
+        domains: Those that bits were allocated for, ascending; empty for all.
+        tokens_of: Component → the recorded tokens that decided, such as ``text`` or ``text of code``.
+        profile: Digest (hex) of the profile's counters that decided.
+        left_out: Experts that got no bits, and are not in the store.
+    """
+
+    criterion: str
+    bits: int
+    domains: tuple[str, ...]
+    tokens_of: Mapping[str, tuple[str, ...]]
+    profile: str
+    left_out: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,6 +238,7 @@ class Manifest:
         ignored: Checkpoint tensors that transformers does not use and that were left out, sorted.
         dense_schemes: The schemes of linear layers outside experts: one for all, or by part of the model.
         calibration: What codes of records that have errors were chosen by; None if there are none.
+        allocation: What the schemes of experts were allocated by; None if somebody named them.
     """
 
     model: ModelFacts
@@ -222,12 +251,13 @@ class Manifest:
     ignored: tuple[str, ...]
     dense_schemes: DenseSchemes = NATIVE_EVERYWHERE
     calibration: CalibrationFacts | None = None
+    allocation: AllocationFacts | None = None
 
     @cached_property
     def version(self) -> int:
         """The version of the format: the oldest that can say all of this."""
-        if self.calibration is not None:
-            return CALIBRATED_VERSION
+        if self.calibration is not None or self.allocation is not None:
+            return CHOICES_VERSION
         if self.later_schemes:
             return SCHEMES_VERSION
         return PARTS_VERSION if self.dense_schemes.by_part else FORMAT_VERSION

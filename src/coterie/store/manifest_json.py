@@ -18,11 +18,12 @@ from coterie.spec.dense_parts import SCHEMED_PARTS
 from coterie.spec.dense_schemes import NATIVE_EVERYWHERE, DenseSchemes
 from coterie.spec.encodings import NATIVE, SCHEME_FORMATS
 from coterie.store import names
+from coterie.store.allocation_json import allocation_value, parse_allocation
 from coterie.store.manifest import (
-    CALIBRATED_VERSION,
+    CHOICES_VERSION,
     FORMAT_NAME,
     FORMAT_VERSION,
-    PARTS_OF_ONE,
+    MAX_ERROR,
     PARTS_VERSION,
     SCHEMES_VERSION,
     Bank,
@@ -48,8 +49,6 @@ MAX_RECORD_BYTES = 2**40
 MAX_NAMES = 1_000_000
 MAX_DOMAINS = 1_024
 MAX_SEQUENCES = 1_000_000
-MAX_ERROR = 10**6 * PARTS_OF_ONE
-"""A million times what the record computes: more than any code is off by."""
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{16,128}")
 _SEQUENCE = re.compile(r"[0-9a-f]{16}")
@@ -85,6 +84,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
         "files": [_file_value(facts) for facts in manifest.files],
         "ignored": list(manifest.ignored),
         **_calibration_value(manifest.calibration),
+        **({} if manifest.allocation is None else {"allocation": allocation_value(manifest.allocation)}),
     }
     return seal_manifest(value) + b"\n"
 
@@ -175,7 +175,10 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
     root = parse_json(data, path, rule="R2")
     version = _read_version(root)
     names_of_all = ("format", "version", "model", "source", "layouts", "banks", "dense", "files", "ignored", "checksum")
-    top = root.fields(*names_of_all, *(("calibration",) if version == CALIBRATED_VERSION else ()))
+    choices = ("calibration", "allocation") if version == CHOICES_VERSION else ()
+    top = root.fields(*names_of_all, optional=choices)
+    if choices and not top.keys() & set(choices):
+        raise top["version"].error("R36", "there is neither a calibration nor an allocation")
     digest = str(xxhash.xxh3_128_hexdigest(root.canonical(without="checksum")))
     if top["checksum"].text(_CHECKSUM, rule="R30") != digest:
         raise top["checksum"].error("R30", f"the checksum of the manifest's content is {digest}")
@@ -183,7 +186,7 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
     banks = _banks(top["banks"], layouts)
     records = [record for bank in banks for segment in bank.segments for record in segment.records]
     if "calibration" not in top and any(record.errors is not None for record in records):
-        raise top["banks"].error("R35", f"records have errors, and the version is not {CALIBRATED_VERSION}")
+        raise top["banks"].error("R35", "records have errors, and the manifest has no calibration")
     used = {record.layout for record in records}
     unused = layouts.keys() - used
     if unused:
@@ -200,6 +203,7 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         ignored=_sorted_texts(top["ignored"], "R19"),
         dense_schemes=dense_schemes,
         calibration=_calibration(top["calibration"]) if "calibration" in top else None,
+        allocation=parse_allocation(top["allocation"]) if "allocation" in top else None,
     )
     _check_schemes(top["version"], version, manifest.later_schemes)
     return manifest
@@ -221,12 +225,12 @@ def _read_version(root: Node) -> int:
     if "version" not in members:
         raise root.error("R5", "there is no format version")
     version = members["version"].integer(0, rule="R5")
-    if not FORMAT_VERSION <= version <= CALIBRATED_VERSION:
+    if not FORMAT_VERSION <= version <= CHOICES_VERSION:
         raise members["version"].error(
             "R5",
             f"the store has format version {version}, this program reads versions {FORMAT_VERSION} to "
-            f"{CALIBRATED_VERSION}",
-            advice="Install a newer Coterie." if version > CALIBRATED_VERSION else "Extract the store again.",
+            f"{CHOICES_VERSION}",
+            advice="Install a newer Coterie." if version > CHOICES_VERSION else "Extract the store again.",
         )
     return version
 

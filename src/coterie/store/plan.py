@@ -12,7 +12,18 @@ from coterie.errors import StoreFormatError, UsageError
 from coterie.spec import BankKey, RecordLayout
 from coterie.spec.dense_schemes import NATIVE_EVERYWHERE, DenseSchemes
 from coterie.store import names
-from coterie.store.manifest import Bank, CalibrationFacts, FileFacts, Manifest, ModelFacts, Record, Segment, SourceFacts
+from coterie.store.allocation_json import allocation_value
+from coterie.store.manifest import (
+    AllocationFacts,
+    Bank,
+    CalibrationFacts,
+    FileFacts,
+    Manifest,
+    ModelFacts,
+    Record,
+    Segment,
+    SourceFacts,
+)
 from coterie.store.manifest_json import manifest_bytes, parse_manifest
 from coterie.store.safetensors_file import build_header
 from coterie.store.strict_json import dump_json
@@ -124,6 +135,7 @@ class StorePlan:
         dense_schemes: The schemes of linear layers outside experts.
         made_from: Tells apart sources that give other bytes for the same plan; in the journal only.
         calibration: What codes are chosen by; None if by the weights alone.
+        allocation: What schemes are allocated by; None if somebody named them.
     """
 
     model: ModelFacts
@@ -134,6 +146,7 @@ class StorePlan:
     dense_schemes: DenseSchemes = NATIVE_EVERYWHERE
     made_from: str = ""
     calibration: CalibrationFacts | None = None
+    allocation: AllocationFacts | None = None
 
     @property
     def layouts(self) -> dict[str, RecordLayout]:
@@ -180,6 +193,7 @@ class StorePlan:
             ignored=tuple(sorted(self.ignored)),
             dense_schemes=self.dense_schemes,
             calibration=self.calibration,
+            allocation=self.allocation,
         )
         try:
             return parse_manifest(manifest_bytes(draft), Path(names.MANIFEST))
@@ -210,6 +224,8 @@ class StorePlan:
         }
         if self.calibration is not None:
             parts["calibration texts"] = self.calibration.fingerprint
+        if self.allocation is not None:
+            parts["allocation"] = allocation_value(self.allocation)
         return {name: str(xxhash.xxh3_128_hexdigest(dump_json(part))) for name, part in parts.items()}
 
 

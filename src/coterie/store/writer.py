@@ -244,7 +244,8 @@ class StoreWriter:
         layouts = {name: layout for name, layout in layouts.items() if name in used}
         if self._base is not None:
             calibration = self._base.calibration or self.plan.calibration
-            return replace(self._base, banks=banks, layouts=layouts, calibration=calibration)
+            # What came later was not allocated, and is no longer left out.
+            return replace(self._base, banks=banks, layouts=layouts, calibration=calibration, allocation=None)
         journal = self._need_journal()
         dense = [_facts(entry) for entry in finished_shards(journal) or ()]
         side = [journal.finished(name) for name in sorted(self.plan.files)]
@@ -259,6 +260,7 @@ class StoreWriter:
             ignored=tuple(sorted(self.plan.ignored)),
             dense_schemes=self.plan.dense_schemes,
             calibration=self.plan.calibration,
+            allocation=self.plan.allocation,
         )
 
     def _all_banks(self) -> tuple[Bank, ...]:
