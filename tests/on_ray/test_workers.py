@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ import pytest
 
 from coterie.cluster.placement import Placement
 from coterie.errors import ClusterError, InputError, UsageError
+from on_ray.processes import worker_pids
 from on_ray.toy import FACTS, Shard, ToyWork
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -58,6 +61,22 @@ def test_a_killed_worker_is_made_up_for(cluster: str, tmp_path: Path) -> None:
     with workers(cluster) as found, pytest.warns(UserWarning, match="A worker was lost"):
         assert [result[0] for _, result in found.map(numbers, same, never)] == [n * n for n in range(24)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["11", "3"]
+
+
+def test_workers_that_are_lost_while_they_wait_are_made_up_for(cluster: str) -> None:
+    import ray
+
+    numbers = [Shard(number) for number in range(6)]
+    with workers(cluster) as found:
+        assert [result[0] for _, result in found.map(numbers, same, never)] == [n * n for n in range(6)]
+        lost = worker_pids()
+        for pid in lost:
+            os.kill(pid, signal.SIGKILL)
+        # Ray starts others, which answer and have nothing open.
+        ray.get([hand.actor.is_there.options(max_task_retries=-1).remote() for hand in found._hands], timeout=120)
+        assert len(set(worker_pids()) - set(lost)) == len(lost)
+        with pytest.warns(UserWarning, match="A worker was lost"):
+            assert [result[0] for _, result in found.map(numbers, same, never)] == [n * n for n in range(6)]
 
 
 @pytest.mark.filterwarnings("ignore:A worker was lost")

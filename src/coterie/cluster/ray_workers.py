@@ -51,6 +51,11 @@ class _Failed:
     machine: str
 
 
+@dataclass(frozen=True, slots=True)
+class _NotReady:
+    """What a worker says that Ray has started again unnoticed: it was lost while it had nothing to do."""
+
+
 class CoterieWorker:
     """One process that works. Ray makes a new one of the same work where one is lost.
 
@@ -81,7 +86,8 @@ class CoterieWorker:
 
     def run(self, shard: Any) -> Any:
         """Does a part of the work; a refusal of the work itself comes back as a value."""
-        assert self._worker is not None, "a worker is asked only when it has said that it is ready"
+        if self._worker is None:
+            return _NotReady()
         try:
             return self._worker.run(shard)
         except CoterieError as error:
@@ -237,7 +243,10 @@ class RayWorkers(Generic[Shard, Result]):
             except _LOST as error:
                 self._lost(hand, one, error)
                 continue
-            if one is not None:
+            if isinstance(found, _NotReady):
+                assert one is not None, "only work is refused so"
+                self._again(hand, one, "it ended while it had nothing to do")
+            elif one is not None:
                 hand.shards -= 1
                 one.finish(found)
             elif found is None:
@@ -255,10 +264,7 @@ class RayWorkers(Generic[Shard, Result]):
                     f"{_MOST_LOSSES} workers ended while they had the same part of the work: {_reason(error)}",
                     advice="It may be the cause; most often memory is too small. What was done before is kept.",
                 ) from error
-            self._waiting.appendleft(one)
-            if hand.is_open:
-                self._warn(f"A worker was lost, and another does its part of the work: {_reason(error)}")
-                self._await(hand)
+            self._again(hand, one, _reason(error))
             return
         hand.losses += 1
         if hand.losses >= _MOST_LOSSES:
@@ -266,6 +272,13 @@ class RayWorkers(Generic[Shard, Result]):
                 f"A worker ended {hand.losses} times while it opened the model: {_reason(error)}", advice=_SAME_PLACE
             ) from error
         self._await(hand)
+
+    def _again(self, hand: _Hand, one: _Taken[Any, Shard, Result], reason: str) -> None:
+        """Has a shard done by the next who has time, and waits for the worker that had it."""
+        self._waiting.appendleft(one)
+        if hand.is_open:
+            self._warn(f"A worker was lost, and another does its part of the work: {reason}")
+            self._await(hand)
 
     def _check(self, found: _Opened | _Failed) -> None:
         """Lets only those work whose results are those of anybody else.
