@@ -18,7 +18,7 @@ from coterie.spec.opening import Opening
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
 
-OPTIONS: dict[str, Any] = {"context": 24, "stride": 16, "memory": "1GiB", "threads": 1}
+OPTIONS: dict[str, Any] = {"context": 24, "stride": 16, "memory": "2GiB", "threads": 1}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_workers_alter_a_model_as_this_process_does(cluster: str, readable: Path
     bank = BankKey("text", 0, "mlp")
     altered = Alteration(experts={bank: (0, 1, 3)}, schemes="int4")
     asked: dict[str, Any] = {"against": readable, "context": 24, "alteration": altered}
-    opening = Opening(memory="1GiB", threads=1, missing="mask")
+    opening = Opening(memory="2GiB", threads=1, missing="mask")
     here = evaluate_opening(readable, texts, opening, **asked)
     assert evaluate_opening(readable, texts, opening, ray=cluster, **asked) == here
     assert here != evaluate_opening(readable, texts, opening, **asked | {"alteration": None})

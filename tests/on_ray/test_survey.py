@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def survey_here(material: list[Material], path: Path, **options: Any) -> Survey:
     """As this process does it by itself."""
     from coterie.generation.opened import OpenModel
 
-    opened = OpenModel.open("bundled", OPENING)
+    # In this process is more than in a worker: whatever other tests have imported.
+    opened = OpenModel.open("bundled", replace(OPENING, memory="4GiB"))
     try:
         return survey(opened, path, material, context=128, **options)
     finally:
