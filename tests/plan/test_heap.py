@@ -1,10 +1,9 @@
-import os
 import subprocess
 import sys
 
 import pytest
 
-from coterie.plan.heap import ARENAS, HUGE_PAGES, KEPT, LARGE, ask_for_huge_pages, settle_heap
+from coterie.plan.heap import ARENAS, KEPT, LARGE, settle_heap
 
 THREADS = """
 import ctypes, sys, threading
@@ -43,15 +42,6 @@ print(sum(int(line.split()[1]) for line in open("/proc/self/status") if line.sta
 def test_what_the_user_says_is_respected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "4")
     assert settle_heap() is False
-
-
-def test_large_pages_are_asked_for_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(HUGE_PAGES, "0")
-    ask_for_huge_pages()
-    assert os.environ[HUGE_PAGES] == "0"
-    monkeypatch.delenv(HUGE_PAGES)
-    ask_for_huge_pages()
-    assert os.environ[HUGE_PAGES] == "1"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")

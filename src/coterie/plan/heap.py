@@ -23,9 +23,6 @@ LARGE = "MALLOC_MMAP_THRESHOLD_"
 KEPT = "MALLOC_TRIM_THRESHOLD_"
 """That says how many free bytes at the end of a heap are kept."""
 
-HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-"""That says whether torch asks for pages of 2 MiB for tensors of that size: they are taken in far fewer steps."""
-
 _SETTINGS = {ARENAS: (-8, 1), LARGE: (-3, 1 << 20), KEPT: (-1, 64 << 20)}
 """Variable -> the parameter of ``malloc.h`` that it is for, and what it is set to."""
 
@@ -43,11 +40,3 @@ def settle_heap() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     return all(done)
-
-
-def ask_for_huge_pages() -> None:
-    """Has torch ask for large pages, in this process and those that it starts, unless the environment says otherwise.
-
-    Torch looks when it makes its first tensor: later, this has no effect.
-    """
-    os.environ.setdefault(HUGE_PAGES, "1")
