@@ -96,8 +96,8 @@ test-newest: $(STAMP) ## Run what test-oldest runs with the newest release below
 test-clients: $(CLIENTS)/.installed ## Ask a server through clients that others made
 	COTERIE_OTHER_PYTHON=$(abspath $(BIN))/python $(CLIENTS)/bin/python -m pytest -n auto --dist loadfile -m clients tests/clients
 
-test-ray: $(RAY)/.installed ## Run replicas on a Ray of several processes, and kill some of them
-	$(RAY)/bin/python -m pytest -m ray tests/ray
+test-ray: $(RAY)/.installed ## Run replicas and workers on a Ray of several processes, and kill some of them
+	$(RAY)/bin/python -m pytest -m ray tests/on_ray
 
 test-torchvision: $(TORCHVISION)/.installed ## Compare inputs with those of transformers' own processors
 	PYTHONPATH=tests $(TORCHVISION)/bin/python -m pytest -n auto -p torchvision_operators tests/generation/test_full_processors.py

@@ -34,6 +34,7 @@
     ├── OutputError                a file that was asked for cannot be written
     ├── InputError                 a prompt, picture or sound cannot be turned into model inputs
     ├── ReplicaError               a copy of a model cannot be started in another process, or cannot go on
+    ├── ClusterError               work cannot be spread over the machines of a cluster, or cannot go on there
     ├── MissingPackageError        an optional package is not installed (says the line that installs it)
     └── ProfileError               a database of what experts do cannot be used
         ├── ProfileNotFoundError       there is no such profile, or nothing was recorded in it
@@ -227,6 +228,10 @@ class OutputError(CoterieError):
 
 class ReplicaError(CoterieError):
     """A copy of a model, in another process or on another machine, cannot be started or cannot go on."""
+
+
+class ClusterError(CoterieError):
+    """Work cannot be spread over the machines of a cluster, or cannot go on there."""
 
 
 class MissingPackageError(CoterieError):

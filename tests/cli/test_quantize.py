@@ -148,6 +148,7 @@ def test_what_calibration_needs(coterie, native: str, tmp_path: Path) -> None:
     for options, said in (
         (("--memory", "1GiB"), "--memory is about calibration"),
         (("--calibration-tokens", "5"), "--calibration-tokens is about calibration"),
+        (("--ray", "auto"), "--ray is about calibration"),
         (("--calibrate", str(tmp_path)), "names no domain"),
     ):
         outcome = coterie("quantize", native, store, "--scheme", "int4", *options)

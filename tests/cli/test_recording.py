@@ -165,3 +165,18 @@ def test_a_database_that_stays_locked_does_not_keep_generation_waiting(coterie, 
     assert outcome.code == 0
     assert out
     assert read(tmp_path / "p.db").tokens == 5
+
+
+def test_a_cluster_is_asked_for_with_all_that_it_needs(coterie, model, texts, tmp_path, monkeypatch) -> None:
+    from coterie.cluster import connection
+
+    command = ("profile", "record", model, "-o", str(tmp_path / "p.db"), "-t", f"d={texts}", "--ray", "local")
+    monkeypatch.setattr(connection, "find_spec", lambda name: None)
+    outcome = coterie(*command, "--memory", "1GiB")
+    assert outcome.code == 1
+    assert "Workers of a cluster need ray, which is not installed. Install it: pip install" in outcome.err
+    monkeypatch.setattr(connection, "find_spec", lambda name: object())
+    outcome = coterie(*command)
+    assert outcome.code == 2
+    assert "nothing says what each may take of it. Add --memory" in outcome.err
+    assert not (tmp_path / "p.db").exists()

@@ -72,7 +72,7 @@ def test_those_of_the_full_model_are_kept_beside_logits(readable: Path, partial:
     assert evaluate(partial, paths, against=readable, reference=where, **asked) == beside
     assert len(list(where.glob("*.continuation"))) == 3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks.PromptTask, "keep", lambda *_: pytest.fail("it is there"))
+        patch.setattr(tasks.PromptPiece, "of_full", lambda *_: pytest.fail("it is there"))
         assert evaluate(partial, paths, against=readable, reference=where, **asked) == beside
     damaged = sorted(where.glob("*.continuation"))[0]
     damaged.write_text(damaged.read_text().replace('"ids": [', '"ids": [1, '))

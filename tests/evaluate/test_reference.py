@@ -151,16 +151,16 @@ def test_a_model_is_its_own_reference_alone_and_once(readable: Path, partial: Pa
 def test_an_interrupted_reference_goes_on_where_it_was(readable: Path, words, tmp_path: Path) -> None:
     paths, computed = [words(100)], []
     options = {"against": readable, "context": 16, "expert_memory": "100%", "reference": tmp_path / "logits"}
-    original = tasks.predict
+    original = tasks.WindowTask.piece
 
-    def interrupted(model, text, window):
-        computed.append(window.first)
+    def interrupted(task: tasks.WindowTask) -> tasks.WindowPiece:
+        computed.append(task.window.first)
         if len(computed) == 3:
             raise KeyboardInterrupt
-        return original(model, text, window)
+        return original(task)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "predict", interrupted)
+        patch.setattr(tasks.WindowTask, "piece", interrupted)
         with pytest.raises(KeyboardInterrupt):
             evaluate(readable, paths, **options)
         found = evaluate(readable, paths, **options)

@@ -278,14 +278,14 @@ def test_an_interrupted_one_that_leaves_out_goes_on_with_a_warm_cache(readable: 
 
     with pytest.raises(KeyboardInterrupt):
         run(stop_at_40)
-    original = tasks.predict_in_steps
+    original = tasks.WindowTask.piece
 
-    def predict_in_steps(model, text, window):
-        computed.append(window.first)
-        return original(model, text, window)
+    def piece(task: tasks.WindowTask) -> tasks.WindowPiece:
+        computed.append(task.window.first)
+        return original(task)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "predict_in_steps", predict_in_steps)
+        patch.setattr(tasks.WindowTask, "piece", piece)
         resumed = run()
     assert computed == [33, 49, 65, 81, 97]  # the third window again, which is not counted twice
     assert resumed.reads.tokens == resumed.total.tokens == 99

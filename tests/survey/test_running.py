@@ -18,7 +18,7 @@ from coterie.files.text import text_parts
 from coterie.generation.opened import OpenModel
 from coterie.hf.tokenizer import encode_text
 from coterie.profiles import Group, Profile, ProfileDatabase, Recording
-from coterie.survey import Material, gather, running, survey
+from coterie.survey import Material, gather, steps, survey
 from zoo.tokenizer import add_tokenizer
 
 
@@ -175,7 +175,7 @@ def test_a_killed_process_goes_on_with_the_same_counters(readable, opened, words
 def test_files_of_many_parts(opened, words, tmp_path, monkeypatch):
     path = words(300)
     material = gather("text", "d", path)
-    monkeypatch.setattr(running, "text_parts", functools.partial(text_parts, characters=100))
+    monkeypatch.setattr(steps, "text_parts", functools.partial(text_parts, characters=100))
     told: list[int] = []
     stopped = survey(opened, tmp_path / "p.db", material, context=32, should_stop=stopping_after(8))
     assert stopped.interrupted

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from coterie.calibration.calibrator import LayerCalibrator
 from coterie.calibration.defaults import default_texts
 from coterie.calibration.inputs import Runs, plan_runs
-from coterie.calibration.memory import Room, divide_budget
+from coterie.calibration.memory import divide_budget, solver_nbytes
+from coterie.calibration.solving import Problem, Solution, Solver, Solving
 from coterie.calibration.states import remove_states
+from coterie.cluster.connection import check_ray
+from coterie.cluster.placement import Placement
+from coterie.cluster.spreading import spread
+from coterie.cluster.workers import Here, Workers
 from coterie.engine import ModelSource, open_source
+from coterie.engine.bit_identity import worker_facts
 from coterie.engine.source import text_component
 from coterie.errors import UnsupportedError, UsageError
 from coterie.evaluate.planning import DEFAULT_CONTEXT
 from coterie.extraction.calibrating import Calibrator
 from coterie.generation.opened import OpenModel
 from coterie.generation.processors import Processors
+from coterie.hf.banks import ExpertBank
 from coterie.hf.context import model_context
 from coterie.origins import Origin
 from coterie.spec.opening import Opening
@@ -44,17 +53,22 @@ class Calibration:
         tokens: Tokens of all domains together. Each domain gives as many, and each of its files.
         memory: Ceiling for the whole process, the running model and all that is counted. Default: what the machine
             allows.
+        ray: Address of a Ray cluster, such as ``"10.0.0.1:6379"``, ``"auto"`` or ``"local"``, whose workers choose the
+            codes, which takes most of the time. They need no model. The codes are those of this process, to the last
+            bit.
     """
 
     material: Sequence[Material] = field(default_factory=default_texts)
     tokens: int = DEFAULT_TOKENS
     memory: str | int | None = None
+    ray: str | None = None
 
     def of(self, model: str | Path, *, revision: str | None = None, offline: bool = False) -> ModelCalibration:
         """That of a model.
 
         Raises:
             UsageError: If there is no material, or a number is out of range.
+            MissingPackageError: If Ray is wanted and not installed.
         """
         material = without_repetitions(self.material)
         if not material:
@@ -63,7 +77,9 @@ class Calibration:
             raise UsageError(f"tokens must be at least 1, not {self.tokens}.", got=self.tokens)
         opening = Opening(memory=self.memory, revision=revision, offline=offline, prefetch="off")
         opening.check()
-        return ModelCalibration(model, opening, material, self.tokens)
+        if self.ray is not None:
+            check_ray("Workers of a cluster")
+        return ModelCalibration(model, opening, material, self.tokens, self.ray)
 
 
 class ModelCalibration:
@@ -74,9 +90,13 @@ class ModelCalibration:
         opening: How it is opened.
         material: What it is run over.
         tokens: Of that.
+        ray: Address of a cluster whose workers choose codes; None to choose them here.
     """
 
-    def __init__(self, model: str | Path, opening: Opening, material: Sequence[Material], tokens: int) -> None:
+    def __init__(
+        self, model: str | Path, opening: Opening, material: Sequence[Material], tokens: int, ray: str | None
+    ) -> None:
+        self._ray = ray
         self._model = model
         self._opening = opening
         self._material = material
@@ -98,7 +118,7 @@ class ModelCalibration:
         Raises:
             MemoryBudgetError: If not even one expert at a time can be calibrated; says what would do.
         """
-        self._room(origin, self._context)
+        divide_budget(self._source, self._own(origin), self._opening.memory, self._context)
         config = self._source.config.get_text_config(decoder=True)
         dtype = origin.model.dtype
         # What a layer is given, and what the layer after it will be.
@@ -111,23 +131,34 @@ class ModelCalibration:
     @contextmanager
     def begin(self, origin: Origin, folder: Path) -> Iterator[Calibrator]:
         """See :class:`~coterie.extraction.calibrating.Calibration`."""
-        runs, context = self._runs, self._context
-        room = self._room(origin, context)
+        runs, context, own = self._runs, self._context, self._own(origin)
+        room = divide_budget(self._source, own, self._opening.memory, context)
         opening = replace(self._opening, component=self._component, memory=room.model, max_context=context)
-        with warnings.catch_warnings():
-            # A pass over many tokens reads each expert once, however few have room together.
-            warnings.filterwarnings("ignore", message=".*most will be read again for every token")
-            opened = OpenModel.open(str(self._model), opening)
-        try:
-            calibrator = LayerCalibrator(opened, runs, room, folder)
+        with ExitStack() as stack:
+            with warnings.catch_warnings():
+                # A pass over many tokens reads each expert once, however few have room together.
+                warnings.filterwarnings("ignore", message=".*most will be read again for every token")
+                opened = OpenModel.open(str(self._model), opening)
+            stack.callback(opened.runtime.close)
+            solvers = stack.enter_context(self._solvers(solver_nbytes(own)))
+            calibrator = LayerCalibrator(opened, runs, room, folder, solvers)
             yield calibrator
             calibrator.finish()
-        finally:
-            opened.runtime.close()
 
-    def _room(self, origin: Origin, context: int) -> Room:
-        own = [one.bank for key, one in sorted(origin.model.banks.items()) if key in self._source.num_experts]
-        return divide_budget(self._source, own, self._opening.memory, context)
+    @contextmanager
+    def _solvers(self, nbytes: int) -> Iterator[Workers[list[Problem], dict[str, Solution]]]:
+        if self._ray is None:
+            yield Here(Solver())
+            return
+        # As many threads as there are here: with others, sums may have other bits.
+        threads = torch.get_num_threads()
+        each = Placement(threads, nbytes)
+        with spread(self._ray, each, Solving(threads), worker_facts(), lambda: False) as (workers, _):
+            yield workers
+
+    def _own(self, origin: Origin) -> list[ExpertBank]:
+        """Banks of the component that is calibrated."""
+        return [one.bank for key, one in sorted(origin.model.banks.items()) if key in self._source.num_experts]
 
     @property
     def _context(self) -> int:

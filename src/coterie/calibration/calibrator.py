@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,13 +13,12 @@ from coterie.calibration.hessians import Hessians
 from coterie.calibration.inputs import Runs
 from coterie.calibration.layers import Layers
 from coterie.calibration.memory import Room
+from coterie.calibration.solving import Problem, Solution
 from coterie.calibration.states import States
-from coterie.extraction.calibrating import Stopped
+from coterie.cluster.workers import Workers
+from coterie.extraction.calibrating import Stopped, WeightsOf
 from coterie.generation.opened import OpenModel
 from coterie.passes.products import SeenProducts, check_seen
-from coterie.quant import StoredMatrix
-from coterie.quant.calibrated import MatrixError, choose_codes
-from coterie.quant.scheme import Parts
 from coterie.spec import BankKey, ExpertKey
 
 
@@ -34,9 +34,19 @@ class LayerCalibrator:
         runs: What it is run over.
         room: For second moments.
         folder: Where states are kept.
+        solvers: Who choose codes.
     """
 
-    def __init__(self, opened: OpenModel, runs: Runs, room: Room, folder: Path) -> None:
+    def __init__(
+        self,
+        opened: OpenModel,
+        runs: Runs,
+        room: Room,
+        folder: Path,
+        solvers: Workers[list[Problem], dict[str, Solution]],
+    ) -> None:
+        self._solvers = solvers
+        self._chosen: dict[str, Solution] = {}
         self._opened = opened
         self._runs = runs.runs
         self._room = room
@@ -45,11 +55,12 @@ class LayerCalibrator:
         self._states = States(folder, runs.fingerprint, len(runs.runs))
         takes = inspect.signature(opened.model.forward).parameters
         self._options = {"use_cache": False} | ({"logits_to_keep": 1} if "logits_to_keep" in takes else {})
-        self._hessians: Hessians | None = None
 
-    def order(self, bank: BankKey, experts: Sequence[int], stopped: Callable[[], bool]) -> Iterator[int]:
+    def order(
+        self, bank: BankKey, experts: Sequence[int], weights: WeightsOf, stopped: Callable[[], bool]
+    ) -> Iterator[int]:
         """See :class:`~coterie.extraction.calibrating.Calibrator`."""
-        self._hessians = None
+        self._chosen = {}
         if bank not in self._banks:  # of a part of the model that these inputs do not reach
             yield from experts
             return
@@ -61,20 +72,19 @@ class LayerCalibrator:
         hessians = Hessians((), {})
         for first in range(0, len(experts), at_once):
             together = experts[first : first + at_once]
-            hessians = self._hessians = Hessians(together, hessians.sums)
+            hessians = Hessians(together, hessians.sums)
             self._watch(number, bank, hessians, stopped)
-            for expert in together:
-                yield expert
+            problems = partial(_problems, bank, hessians, weights)
+            for expert, chosen in self._solvers.map(together, problems, stopped):
+                self._chosen = chosen or {}
                 hessians.forget(expert)
+                yield expert
+            if stopped():
+                raise Stopped
 
-    @torch.inference_mode()
-    def choose(self, key: ExpertKey, matrix: StoredMatrix, value: torch.Tensor) -> tuple[Parts, MatrixError] | None:
+    def chosen(self, key: ExpertKey, parameter: str) -> Solution | None:
         """See :class:`~coterie.extraction.calibrating.Calibrator`."""
-        hessian = None if self._hessians is None else self._hessians.of(key.expert, matrix.parameter)
-        if hessian is None:
-            return None
-        chosen = choose_codes(matrix.scheme, value.t() if matrix.transposed else value, hessian)
-        return chosen.parts, chosen.error
+        return self._chosen.get(parameter)
 
     def finish(self) -> None:
         """Removes what was kept."""
@@ -111,3 +121,14 @@ class LayerCalibrator:
         after, self._returns = self._layers.run(number, inputs, self._options, hidden, self._states.returns)
         if after is not None and not self._states.has_next:
             self._states.keep(run, after)
+
+
+def _problems(bank: BankKey, hessians: Hessians, weights: WeightsOf, expert: int) -> list[Problem] | None:
+    """What is to be solved for an expert; None if nothing is known of its inputs."""
+    found = []
+    for name, (matrix, value) in weights(expert).items():
+        hessian = hessians.of(expert, name)
+        if hessian is not None:
+            rows = value.t() if matrix.transposed else value
+            found.append(Problem(bank.expert(expert), name, matrix.scheme.name, rows, hessian))
+    return found or None

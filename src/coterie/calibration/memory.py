@@ -15,6 +15,8 @@ from coterie.plan.machine import default_memory_budget, process_memory
 from coterie.spec import format_bytes, parse_bytes
 
 _FLOAT = 4
+_PROCESS_NBYTES = 768 << 20
+"""Of a process with torch and Ray in it."""
 _MATRICES = 24
 """Matrices of a parameter's size, float32, that are there while its codes are chosen."""
 _SQUARES = 10
@@ -50,6 +52,26 @@ def hessians_nbytes(bank: ExpertBank) -> int:
     return sum(columns * columns * _FLOAT for _, columns in inputs_of(bank).values())
 
 
+def choosing_nbytes(banks: Iterable[ExpertBank]) -> int:
+    """What choosing the codes of a matrix takes, of the largest one."""
+    return max(
+        (_MATRICES * rows * columns + _SQUARES * columns * columns) * _FLOAT
+        for bank in banks
+        for rows, columns in inputs_of(bank).values()
+    )
+
+
+def solver_nbytes(banks: Iterable[ExpertBank]) -> int:
+    """What a process takes that does nothing but choose codes, of one expert at a time, while the next one is sent."""
+    every = list(banks)
+    return _PROCESS_NBYTES + choosing_nbytes(every) + 2 * max(_problem_nbytes(bank) for bank in every)
+
+
+def _problem_nbytes(bank: ExpertBank) -> int:
+    weights = sum(rows * columns * _FLOAT for rows, columns in inputs_of(bank).values())
+    return hessians_nbytes(bank) + weights
+
+
 def divide_budget(source: ModelSource, banks: Iterable[ExpertBank], memory: str | int | None, context: int) -> Room:
     """Divides a budget between the running model and what is counted of it.
 
@@ -67,11 +89,7 @@ def divide_budget(source: ModelSource, banks: Iterable[ExpertBank], memory: str 
     largest = max(hessians_nbytes(bank) for bank in every)
     all_of_a_layer = max(hessians_nbytes(bank) * bank.num_experts for bank in every)
     # The layer's means, a product that is added up, and what choosing codes takes.
-    beside = max(hessians_nbytes(bank) for bank in every) + max(
-        (_MATRICES * rows * columns + _SQUARES * columns * columns) * _FLOAT
-        for bank in every
-        for rows, columns in inputs_of(bank).values()
-    )
+    beside = largest + choosing_nbytes(every)
     footprint = source.footprint
     process = process_memory().total + promised_nbytes() + footprint.dense
     least = least_budget(footprint, context, process=process)

@@ -20,6 +20,8 @@ from coterie.cli.evaluation_options import ContextOption, LimitOption, Reference
 from coterie.cli.files import write_text_file
 from coterie.cli.generation_options import AdaptExpertsOption, QuietOption, check_adaptation
 from coterie.cli.opening import import_engine, opens_model, quiet_terminal
+from coterie.cli.ray_messages import without_ray_messages
+from coterie.cluster.spreading import check_spreading
 from coterie.errors import UsageError
 from coterie.files.replacing import check_writable
 from coterie.files.text import check_text
@@ -111,6 +113,7 @@ def command(
     ] = None,
     *,
     opening: Opening,
+    ray: shared.RayOption = None,
     adapt_experts: AdaptExpertsOption = None,
     resume: Annotated[
         Path | None,
@@ -141,9 +144,13 @@ def command(
     Intervals are 95 % confidence intervals for more text of the same kinds; docs/evaluate.md says what each figure
     means.
 
+    With --ray each worker opens the models and computes some of the windows; the figures are the same as without.
+
     Ctrl-C ends it with exit code 130; with --resume the same command goes on where it was.
     """
     check_adaptation(adapt_experts)
+    if ray is not None:
+        check_spreading(opening)
     if reference is not None and against is None:
         raise UsageError("--reference keeps the logits of the full model, and none is named.", advice="Add --against.")
     if continuations is not None and against is None:
@@ -167,7 +174,11 @@ def command(
     from coterie.evaluate.asked import Asked
     from coterie.evaluate.running import evaluate_opening
 
-    with quiet_terminal(quiet=quiet), nullcontext(None) if quiet else _shown_progress() as progress:
+    with (
+        quiet_terminal(quiet=quiet),
+        nullcontext() if ray is None else without_ray_messages(),
+        nullcontext(None) if quiet else _shown_progress() as progress,
+    ):
         evaluation = evaluate_opening(
             model,
             text or (),
@@ -186,6 +197,7 @@ def command(
             ),
             adapt_experts=adapt_experts,
             journal=resume,
+            ray=ray,
             progress=progress,
         )
     if output is not None:

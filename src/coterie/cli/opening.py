@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from coterie.cli.console import notes, print_note, print_warning
 from coterie.cli.options import OPENING_OPTIONS, EvictionOption
+from coterie.cluster.spreading import check_spreading
+from coterie.cluster.workers import RemoteModel
 from coterie.errors import UsageError
 from coterie.spec import DEFAULT_WARM
 from coterie.spec.opening import Opening
@@ -117,6 +119,19 @@ def quiet_terminal(*, quiet: bool = False) -> Iterator[None]:
         warnings.filterwarnings("always", category=UserWarning, module=r"coterie\.")
         warnings.showwarning = show
         yield
+
+
+def remote_model(path: str, opening: Opening, ray: str | None) -> RemoteModel | None:
+    """The model of a command that was given ``--ray``; None for one that opens it here. Imports neither torch nor Ray.
+
+    Raises:
+        MissingPackageError: If Ray is not installed.
+        UsageError: If it is not said what each process may take.
+    """
+    if ray is None:
+        return None
+    check_spreading(opening)
+    return RemoteModel(path=path, opening=opening, address=ray)
 
 
 @contextmanager

@@ -115,6 +115,17 @@ MemoryOption = Annotated[
     ),
 ]
 
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        show_default=False,
+        help="Let the machines of this Ray cluster do the work: HOST:6379, auto for the one of this machine, or local, "
+        "which starts one here. What opens a model needs --memory, which is then what each process may take.",
+    ),
+]
+
 ExpertMemoryOption = Annotated[
     str | None,
     typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,12 +19,15 @@ from coterie.cli.options import (
     NewStoreArgument,
     OfflineOption,
     ProfileOption,
+    RayOption,
     RestartOption,
     known_dense_scheme,
     known_scheme,
     modality_option,
 )
+from coterie.cli.ray_messages import without_ray_messages
 from coterie.cli.transfer import resumable_progress
+from coterie.cluster.connection import check_ray
 from coterie.errors import UsageError
 
 if TYPE_CHECKING:
@@ -87,6 +91,7 @@ def command(
         ),
     ] = None,
     memory: MemoryOption = None,
+    ray: RayOption = None,
     profile: ProfileOption = None,
     modality: Annotated[
         list[str] | None,
@@ -109,15 +114,16 @@ def command(
 
     With --calibrate the store has the same size, and is nearer to the full model: about half as far in int4. It takes
     longer: the model is run over the texts, one layer after the other, within --memory. --calibrate default needs no
-    texts of yours. Speech and pictures count only if you give some.
+    texts of yours. Speech and pictures count only if you give some. With --ray workers of a cluster choose the codes,
+    which takes most of the time; they need no model, and less than --memory.
     """
     from coterie.extraction import quantize
 
-    calibration = _calibration(calibrate, speech, images, calibration_tokens, memory)
+    calibration = _calibration(calibrate, speech, images, calibration_tokens, memory, ray)
     allocation = requested_allocation(bits, expert_bytes, profile, domains, modality)
     if allocation is None and modality:
         raise UsageError("--modality says what bits are allocated for.", advice="Add --bits, such as 3.5.")
-    with resumable_progress(store) as progress:
+    with nullcontext() if ray is None else without_ray_messages(), resumable_progress(store) as progress:
         report = quantize(
             model,
             store,
@@ -141,20 +147,23 @@ def _calibration(
     images: list[str] | None,
     tokens: int | None,
     memory: str | None,
+    ray: str | None,
 ) -> Calibration | None:
     """What the options say; None if codes are not to be calibrated."""
     if not (texts or speech or images):
-        for option, value in (("--calibration-tokens", tokens), ("--memory", memory)):
+        for option, value in (("--calibration-tokens", tokens), ("--memory", memory), ("--ray", ray)):
             if value is not None:
                 raise UsageError(
                     f"{option} is about calibration, and nothing is given to calibrate with.",
                     advice="Add --calibrate default, or leave it out.",
                 )
         return None
+    if ray is not None:
+        check_ray("Workers of a cluster")
     from coterie.calibration import DEFAULT_TOKENS, Calibration, default_texts
 
     own = [text for text in texts or [] if text != _DEFAULT]
     material = default_texts() if _DEFAULT in (texts or []) else []
     if own or speech or images:
         material += gather_material(own, speech, images, option="--calibrate")
-    return Calibration(material=material, tokens=tokens or DEFAULT_TOKENS, memory=memory)
+    return Calibration(material=material, tokens=tokens or DEFAULT_TOKENS, memory=memory, ray=ray)

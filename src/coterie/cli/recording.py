@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,12 +13,15 @@ from coterie.cli.console import plain_table, print_json, print_note, print_table
 from coterie.cli.generation_options import QuietOption
 from coterie.cli.interrupts import EXIT_INTERRUPTED, ctrl_c_requests_stop
 from coterie.cli.material import ImageFilesOption, SpeechFilesOption, gather_material
-from coterie.cli.opening import import_engine, open_model, opens_model
+from coterie.cli.opening import import_engine, open_model, opens_model, quiet_terminal, remote_model
 from coterie.cli.progress import work_progress
+from coterie.cli.ray_messages import without_ray_messages
 from coterie.spec import DEFAULT_LABEL
 from coterie.spec.opening import Opening
 
 if TYPE_CHECKING:
+    from coterie.cluster.workers import RemoteModel
+    from coterie.generation.opened import OpenModel
     from coterie.survey import Survey
 
 
@@ -96,6 +99,7 @@ def record(
     ] = False,
     *,
     opening: Opening,
+    ray: shared.RayOption = None,
     as_json: shared.JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -104,9 +108,12 @@ def record(
     How far each file has come is kept in the profile. Killed, or stopped with Ctrl-C (exit code 130), the same command
     goes on where it was; more files may be added to it. A file that was recorded under a label is not recorded again
     under that label. Of a whole omni model the thinker is recorded.
+
+    With --ray each worker opens the model and reads some of the material; the profile is the same as without.
     """
     if opening.max_context is None and context is not None:
         opening = replace(opening, max_context=max(context, 4096))
+    remote = remote_model(model, opening, ray)
     material = gather_material(text, speech, images, option="--text")
     import_engine(quiet=quiet or as_json)
     from coterie.survey import WorkDone, survey, without_repetitions
@@ -114,11 +121,18 @@ def record(
     files = without_repetitions(material)
     total = sum(one.work for one in files)
     work = WorkDone(files)
-    with open_model(model, opening, quiet=quiet) as opened, ctrl_c_requests_stop() as pressed:
+    with ExitStack() as stack:
+        if remote is None:
+            which: OpenModel | RemoteModel = stack.enter_context(open_model(model, opening, quiet=quiet))
+        else:
+            stack.enter_context(quiet_terminal(quiet=quiet))
+            stack.enter_context(without_ray_messages())
+            which = remote
+        pressed = stack.enter_context(ctrl_c_requests_stop())
         shown = nullcontext(lambda amount: None) if quiet else work_progress("Recording", total)
         with shown as progress:
             found = survey(
-                opened,
+                which,
                 profile,
                 material,
                 label=label,

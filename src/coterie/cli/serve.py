@@ -18,6 +18,7 @@ from coterie.cli.console import notes, print_note
 from coterie.cli.generation_options import DomainOption, ProfileFileOption, check_domain
 from coterie.cli.interrupts import EXIT_INTERRUPTED
 from coterie.cli.opening import import_engine, open_model, opens_model
+from coterie.cluster.connection import check_ray
 from coterie.errors import MissingPackageError, UsageError
 from coterie.spec import (
     DEFAULT_BATCHING,
@@ -186,15 +187,7 @@ def command(
             help="Serve so many copies of the model, each in a process with --memory of its own. Needs --ray.",
         ),
     ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            "--ray",
-            metavar="ADDRESS",
-            show_default=False,
-            help="The Ray cluster whose machines run the replicas, such as HOST:6379 or auto; local starts one here.",
-        ),
-    ] = None,
+    ray: shared.RayOption = None,
 ) -> None:
     """Serves a model over HTTP, in the shapes that clients of OpenAI and Anthropic know.
 
@@ -364,10 +357,8 @@ def _check_replicas(replicas: int | None, ray: str | None, opening: Opening, bat
             "With --drop-cold it would depend on what the other one has in memory.",
             advice="Leave --drop-cold out.",
         )
-    if replicas is not None and find_spec("ray") is None:
-        raise MissingPackageError(
-            "Replicas need ray, which is not installed.", advice=install_advice("ray"), package="ray"
-        )
+    if replicas is not None:
+        check_ray("Replicas")
 
 
 def _check_packages() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from coterie.cluster.workers import RemoteModel, WorkerFacts
 from coterie.engine.source import ModelSource
 from coterie.files.regular import read_bounded
 from coterie.hf.releases import installed
 from coterie.native.library import library
+from coterie.spec.opening import Opening
 from coterie.store.manifest_json import manifest_bytes
 
 if TYPE_CHECKING:
@@ -55,6 +58,26 @@ def bit_identity(model: PreTrainedModel) -> bytes:
     return sha256(json.dumps(facts, sort_keys=True, default=repr).encode()).digest()
 
 
+def with_threads(model: RemoteModel) -> RemoteModel:
+    """A model of a cluster with as many threads as one here would have: with others, sums may have other bits."""
+    opening = model.opening
+    return replace(model, opening=replace(opening, threads=opening.threads or torch.get_num_threads()))
+
+
+def worker_facts(*models: tuple[str, ModelSource, Opening]) -> WorkerFacts:
+    """What decides whether what this process computes belongs together with what others do.
+
+    Args:
+        *models: Of each model that is or would be open: its path, its source, and how it is opened.
+    """
+    kernels = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {_native_kernels()}"
+    return WorkerFacts(
+        models={path: source.fingerprint(fetched=said.missing == "fetch") for path, source, said in models},
+        releases={name: _release(name) for name in ("coterie", "torch", "transformers")},
+        kernels=kernels,
+    )
+
+
 def _weights(source: ModelSource) -> list[str]:
     said = [source.kind, source.identity, str(source.component), str(source.dtype)]
     if source.store is not None:
@@ -82,15 +105,18 @@ def _attention(config: Any) -> list[str]:
 
 
 def _machine() -> list[str]:
-    native = library()
-    kernels = "none" if native is None else f"{native.functions.coterie_fingerprint().decode()} {native.level_name}"
     torchs = [
         torch.backends.cpu.get_cpu_capability(),
         torch.backends.mkldnn.enabled,
         torch.get_float32_matmul_precision(),
         torch.are_deterministic_algorithms_enabled(),
     ]
-    return [platform.machine(), _processor(), kernels, str(torch.get_num_threads()), *map(str, torchs)]
+    return [platform.machine(), _processor(), _native_kernels(), str(torch.get_num_threads()), *map(str, torchs)]
+
+
+def _native_kernels() -> str:
+    native = library()
+    return "none" if native is None else f"{native.functions.coterie_fingerprint().decode()} {native.level_name}"
 
 
 def _processor() -> str:

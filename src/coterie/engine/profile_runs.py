@@ -1,15 +1,55 @@
-"""Begins a recording run of an open model, or goes on with one."""
+"""Begins a recording run of a model, or goes on with one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 from coterie.engine.source import ModelSource
 from coterie.errors import ProfileIdentityError, UnsupportedError, UsageError
 from coterie.hf.banks import ExpertBank
-from coterie.profiles import BankShape, ProfileDatabase, RunFacts, resumable
+from coterie.profiles import BankShape, ProfileDatabase, Recording, RunFacts, resumable
+from coterie.profiles.recording import SEGMENT_TOKENS
+
+
+@contextmanager
+def recording_run(
+    where: str | Path,
+    source: ModelSource,
+    shapes: tuple[BankShape, ...],
+    *,
+    label: str,
+    resume: bool,
+    several_models: bool,
+    vocabulary: int,
+    segment_tokens: int | None,
+) -> Iterator[Recording]:
+    """Opens a profile and begins a run in it, or goes on with one; writes what is left at the end.
+
+    Args:
+        where: The profile, which is made if it is not there.
+        source: What the model is opened from.
+        shapes: Its banks.
+        label: Of the run.
+        resume: Go on with the latest run of this model under this label, if there is one.
+        several_models: Whether the profile may be about other models, too.
+        vocabulary: Tokens kept per expert.
+        segment_tokens: Tokens after which a segment ends; None for as many as is usual.
+
+    Raises:
+        UsageError: If a segment would have no token, or as :func:`run_of`.
+        ProfileError: If the profile cannot be used; at the end it says what is lost.
+    """
+    if segment_tokens is not None and segment_tokens < 1:
+        raise UsageError("A segment has at least one token.", got=segment_tokens)
+    with ProfileDatabase(where, create=True) as database:
+        run = run_of(source, shapes, database, label=label, resume=resume, several_models=several_models)
+        tokens = SEGMENT_TOKENS if segment_tokens is None else segment_tokens
+        with Recording(database, run, segment_tokens=tokens, vocabulary=vocabulary) as recording:
+            yield recording
 
 
 def bank_shapes(banks: Iterable[ExpertBank], experts_per_token: int | None) -> tuple[BankShape, ...]:

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from coterie.hf.token_roles import TokenRoles
 from coterie.passes.current import current
-from coterie.profiles import Group, Recording
+from coterie.profiles import Group
 from coterie.profiles.counters import NO_EXPERT
 from coterie.profiles.facts import check_group
+from coterie.profiles.observations import Counting
 from coterie.spec import BankKey, Event, ExpertsContributed, ExpertsSelected, ExpertsServed, StepStarted
 
 _TOWERS = {"vision": "image", "audio": "audio"}
@@ -50,7 +51,7 @@ class ProfileRecorder:
     sequences of a batch go on with. A forward pass that is stopped in its middle counts as far as it came.
 
     Args:
-        recording: Where to.
+        recording: Where to: counters, or observations that are counted later.
         roles: Component → what its input ids stand for.
         domain: Name of what the model is working on, where a request does not name its own; see :attr:`domain`.
         contributions: Whether gate weight × ‖expert output‖₂ is measured as well.
@@ -67,7 +68,7 @@ class ProfileRecorder:
 
     def __init__(
         self,
-        recording: Recording,
+        recording: Counting,
         roles: Mapping[str, TokenRoles],
         *,
         domain: str,
@@ -80,7 +81,7 @@ class ProfileRecorder:
         self._boundaries = boundaries
         self._lock = threading.Lock()
         # Where every expert may be chosen, one may be named more than once: NLLB-MoE's routers do so.
-        self._repeating = {shape.bank for shape in recording.run.banks if shape.top_k == shape.experts}
+        self._repeating = {shape.bank for shape in recording.banks if shape.top_k == shape.experts}
         self._tokens: Counter[Group] = Counter()
         self._groups: dict[Group, int] = {}
         self.domain = domain

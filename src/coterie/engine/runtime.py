@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,6 @@ from coterie.engine.warming import Warming, modalities_of
 from coterie.errors import MemoryBudgetError, UsageError
 from coterie.files.replacing import replacing
 from coterie.hf.banks import ExpertBank
-from coterie.hf.token_roles import token_roles
 from coterie.integration import Attachment
 from coterie.passes import ExpertLimit, StreamedBank
 from coterie.plan.budget import MemoryPlan
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from coterie.engine.profiling import ProfileRecorder
     from coterie.engine.salience import SalienceTrace
     from coterie.profiles import Usage
+    from coterie.profiles.observations import Counting
 
 
 class Runtime:
@@ -244,7 +244,6 @@ class Runtime:
         vocabulary: int = 64,
         resume: bool = False,
         several_models: bool = False,
-        boundaries: bool = True,
         segment_tokens: int | None = None,
     ) -> Iterator[ProfileRecorder]:
         """Records what every expert does, of all that runs inside the context, into a profile.
@@ -260,7 +259,6 @@ class Runtime:
             vocabulary: Tokens kept per expert; 0 counts no token ids.
             resume: Go on with the latest run of this model under this label, if there is one.
             several_models: Allow a profile that is about other models, too.
-            boundaries: As for :class:`~coterie.engine.profiling.ProfileRecorder`.
             segment_tokens: Tokens after which a segment ends. Default: 1,024. Fewer where little is recorded of a
                 modality or domain: what is said of it takes four segments at least.
 
@@ -270,30 +268,54 @@ class Runtime:
             ProfileError: If it cannot be opened, made or written; at the end of the context it says what is lost.
         """
         # Here, because most who open a model record nothing.
-        from coterie.engine.profile_runs import bank_shapes, run_of
-        from coterie.engine.profiling import ProfileRecorder
-        from coterie.profiles import ProfileDatabase, Recording
+        from coterie.engine.profile_runs import bank_shapes, recording_run
         from coterie.profiles.facts import check_group
-        from coterie.profiles.recording import SEGMENT_TOKENS
 
         check_recording(self.drop_cold, "profile")
         check_group("text", domain, "prompt")
-        if segment_tokens is not None and segment_tokens < 1:
-            raise UsageError("A segment has at least one token.", got=segment_tokens)
         shapes = bank_shapes(self.expert_banks, self.experts_per_token)
-        roles = {bank.component: token_roles(self.source.config, bank.component) for bank in self.banks}
-        with ExitStack() as stack:
-            database = stack.enter_context(ProfileDatabase(where, create=True))
-            run = run_of(self.source, shapes, database, label=label, resume=resume, several_models=several_models)
-            recording = stack.enter_context(
-                Recording(database, run, segment_tokens=segment_tokens or SEGMENT_TOKENS, vocabulary=vocabulary)
-            )
-            recorder = ProfileRecorder(
-                recording, roles, domain=domain, contributions=contributions, boundaries=boundaries
-            )
-            self.add_observer(recorder)
-            stack.callback(self.remove_observer, recorder)
+        with (
+            recording_run(
+                where,
+                self.source,
+                shapes,
+                label=label,
+                resume=resume,
+                several_models=several_models,
+                vocabulary=vocabulary,
+                segment_tokens=segment_tokens,
+            ) as recording,
+            self.count_choices(recording, domain=domain, contributions=contributions) as recorder,
+        ):
             yield recorder
+
+    @contextmanager
+    def count_choices(
+        self, counting: Counting, *, domain: str, contributions: bool = True, boundaries: bool = True
+    ) -> Iterator[ProfileRecorder]:
+        """Tells counters what every expert does, of all that runs inside the context.
+
+        Args:
+            counting: The counters; or observations, which are counted later.
+            domain: As for :class:`~coterie.engine.profiling.ProfileRecorder`.
+            contributions: Likewise.
+            boundaries: Likewise.
+
+        Raises:
+            UsageError: If the domain's name cannot be, or with ``drop_cold``.
+        """
+        # Here, because most who open a model count nothing.
+        from coterie.engine.profiling import ProfileRecorder
+        from coterie.hf.token_roles import token_roles
+
+        check_recording(self.drop_cold, "profile")
+        roles = {bank.component: token_roles(self.source.config, bank.component) for bank in self.banks}
+        recorder = ProfileRecorder(counting, roles, domain=domain, contributions=contributions, boundaries=boundaries)
+        self.add_observer(recorder)
+        try:
+            yield recorder
+        finally:
+            self.remove_observer(recorder)
 
     @contextmanager
     def salience(self, *, reward: float = 0.5, seed: int = 0) -> Iterator[SalienceTrace]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -44,6 +45,7 @@ from coterie.spec import BankKey, ExpertSource, RecordLayout
 from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
 from coterie.spec.parameters import uses_scheme
 from coterie.store import Store
+from coterie.store import names as store_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -121,6 +123,22 @@ class ModelSource:
             shape=context_shape(self.config, self.dtype, self.model_class),
             buffered_reads=self._buffered_reads,
         )
+
+    def fingerprint(self, *, fetched: bool = False) -> str:
+        """Hex digits that differ if what it computes may.
+
+        They are of a store's manifest, which has all checksums, or of a checkpoint. An
+        :class:`~coterie.engine.alteration.Alteration` has a fingerprint of its own, beside that of its model.
+
+        Args:
+            fetched: Whether a store is fetched into. Then it changes, and what it computes does not: it counts as the
+                checkpoint that it came from.
+        """
+        if isinstance(self.experts, Checkpoint):
+            return self.experts.integrity
+        if fetched and self.store is not None:
+            return self.store.manifest.source.integrity
+        return sha256((self.directory / store_names.MANIFEST).read_bytes()).hexdigest()
 
     @cached_property
     def table(self) -> str | None:

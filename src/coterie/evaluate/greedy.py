@@ -103,13 +103,14 @@ class Prompted(Protocol):
         """What the model is given."""
 
 
-def continue_greedily(model: Any, processors: Processors, prompt: Prompted) -> tuple[int, ...]:
+def continue_greedily(model: Any, tokenizer: Any, inputs: Any, new_tokens: int) -> tuple[int, ...]:
     """The tokens that a model continues a prompt with, as ``coterie generate --greedy`` does.
 
     Args:
         model: From :func:`coterie.load`.
-        processors: Those of its directory.
-        prompt: The prompt.
+        tokenizer: That of its directory.
+        inputs: The prompt, as of :meth:`Prompted.inputs`.
+        new_tokens: The most tokens to continue it with.
 
     Returns:
         The new tokens; the one that ends the answer, if one does, included.
@@ -117,8 +118,8 @@ def continue_greedily(model: Any, processors: Processors, prompt: Prompted) -> t
     Raises:
         CoterieError: As :func:`~coterie.generation.completion.complete`.
     """
-    sampling = Sampling(max_new_tokens=prompt.new_tokens, greedy=True)
-    return complete(model, processors.tokenizer, prompt.inputs(processors), sampling).token_ids
+    sampling = Sampling(max_new_tokens=new_tokens, greedy=True)
+    return complete(model, tokenizer, inputs, sampling).token_ids
 
 
 def equal_tokens(one: Sequence[int], other: Sequence[int]) -> int:

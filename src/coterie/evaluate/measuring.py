@@ -1,20 +1,19 @@
-"""The pieces of an evaluation, one after the other: through the models, to what is found."""
+"""The tasks of an evaluation, one after the other: through the models, to what is found."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from itertools import islice
 
 from coterie.evaluate.evaluation import EvaluationProgress, ProgressCallback
+from coterie.evaluate.examining import Examination
 from coterie.evaluate.journal import Continued, Finished, Journal, Key
-from coterie.evaluate.memory import Shares, logits_nbytes, share_memory
 from coterie.evaluate.reads import Reads
 from coterie.evaluate.reference import Reference
 from coterie.evaluate.scores import TokenScores
 from coterie.evaluate.subject import Subject
-from coterie.evaluate.tasks import PromptTask, Task, WindowTask
+from coterie.evaluate.tasks import Piece, PromptTask, Task, WindowTask
 
 
 class Run:
@@ -29,7 +28,8 @@ class Run:
         length: Tokens of any sequence at most: of a window, or of a prompt with its continuation.
         journal: What is finished, and where the rest is kept; None to keep nothing.
         kept: What the full model finds; None where it is run beside the other.
-        progress: Told after every piece.
+        ray: Address of a cluster whose workers compute; None to compute here.
+        progress: Told after every task.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Run:
         length: int,
         journal: Journal | None,
         kept: Reference | None,
+        ray: str | None,
         progress: ProgressCallback | None,
     ) -> None:
         self._subject = subject
@@ -53,6 +54,7 @@ class Run:
         self._length = length
         self._journal = journal
         self._kept = kept
+        self._ray = ray
         self._progress = progress
         self._done: dict[Key, Finished | Continued] = {} if journal is None else dict(journal.done)
 
@@ -72,47 +74,37 @@ class Run:
         tell = self._meter(to_do, lacking)
         if kept is not None and lacking:
             self._keep(lacking, kept, tell)
-        subject, full = self._subject, self._full if kept is None else None
-        with ExitStack() as stack:
-            shares = self._shares(subject, full, kept=kept is not None)
-            reference = None
-            if full is not None:
-                reference = stack.enter_context(self._opened(full, shares.full))
-            model = stack.enter_context(self._opened(subject, shares.model))
-            for task in again:
-                task.finish(model, reference, kept)
-            for task in to_do:
-                finished = self._done[task.key] = task.finish(model, reference, kept)
+        examination = Examination(
+            said=self._subject.opening,
+            model=self._subject,
+            full=self._full if kept is None else None,
+            inputs=self._inputs,
+            length=self._length,
+            kept=kept is not None,
+        )
+
+        def shard(task: Task) -> tuple[Piece, object]:
+            return task.piece(), None if kept is None else task.kept(kept)
+
+        with examination.workers(self._ray) as workers:
+            found = workers.map([*again, *to_do], shard, _never)
+            # What is computed again is for what is in memory after it.
+            for task, finished in islice(found, len(again), None):
+                assert finished is not None, "every task has a piece"
+                self._done[task.key] = finished
                 if self._journal is not None:
                     self._journal.append(task.key, finished)
                 tell(task.tokens)
 
     def _keep(self, tasks: Sequence[Task], kept: Reference, tell: Callable[[int], None]) -> None:
-        """Runs the full model, which is alone, and keeps what it finds."""
-        full = self._full
-        assert full is not None, "there is nothing to keep of no model"
-        with self._opened(full, self._shares(full, None).model) as model:
-            for task in tasks:
-                task.keep(model, kept)
-                tell(task.tokens)
-
-    def _shares(self, model: Subject, full: Subject | None, *, kept: bool = False) -> Shares:
-        said = self._subject.opening
-        return share_memory(
-            model.source,
-            None if full is None else full.source,
-            memory=said.memory,
-            expert_memory=said.expert_memory,
-            context=self._length,
-            inputs=self._inputs,
-            kept=kept,
+        """Has the full model run, which is alone, and keeps what it finds."""
+        examination = Examination(
+            said=self._subject.opening, model=None, full=self._full, inputs=self._inputs, length=self._length
         )
-
-    @contextmanager
-    def _opened(self, subject: Subject, memory: int | None) -> Iterator[Any]:
-        with subject.open(memory=memory, max_context=self._length) as model:
-            model.coterie.keep_for_logits(logits_nbytes(subject.source, self._inputs))
-            yield model
+        with examination.workers(self._ray) as workers:
+            for task, found in workers.map(tasks, lambda task: (task.piece(), None), _never):
+                task.keep(kept, found)
+                tell(task.tokens)
 
     def scores(self) -> list[TokenScores]:
         """Those of each text."""
@@ -134,7 +126,7 @@ class Run:
         return Reads.total(one.reads for one in finished), Reads.total(one.full_reads for one in finished)
 
     def _meter(self, to_do: Sequence[Task], lacking: Sequence[Task]) -> Callable[[int], None]:
-        """A function to call with the tokens of a piece that is done, by either model."""
+        """A function to call with the tokens of a task that is done, by either model."""
         left = sum(task.tokens for task in (*to_do, *lacking))
         total = sum(task.tokens for task in (*self._tasks, *lacking))
         done = earlier = total - left
@@ -149,3 +141,7 @@ class Run:
 
         tell(0)
         return tell
+
+
+def _never() -> bool:
+    return False

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from coterie.cluster.spreading import check_spreading
 from coterie.engine.alteration import Alteration
 from coterie.errors import UsageError
 from coterie.evaluate.asked import Asked
@@ -60,6 +61,7 @@ def evaluate(
     offline: bool = False,
     threads: int | None = None,
     journal: str | Path | None = None,
+    ray: str | None = None,
     progress: ProgressCallback | None = None,
 ) -> Evaluation:
     """Measures how well a model predicts texts, and how far it is from the full model.
@@ -108,6 +110,9 @@ def evaluate(
         threads: As there.
         journal: A file that keeps the scores of finished windows, and from which an interrupted evaluation of the same
             models, texts and settings goes on.
+        ray: Address of a Ray cluster, such as ``"10.0.0.1:6379"``, ``"auto"`` or ``"local"``: its workers compute, each
+            with the models and within ``memory``. The figures are those of this process, to the last bit. Not with
+            ``drop_cold``.
         progress: Told after every window.
 
     Raises:
@@ -148,6 +153,7 @@ def evaluate(
         ),
         adapt_experts=adapt_experts,
         journal=journal,
+        ray=ray,
         progress=progress,
     )
 
@@ -167,6 +173,7 @@ def evaluate_opening(
     alteration: Alteration | None = None,
     in_steps: bool = False,
     journal: str | Path | None = None,
+    ray: str | None = None,
     progress: ProgressCallback | None = None,
 ) -> Evaluation:
     """:func:`evaluate`, told how the models are opened in one piece.
@@ -186,6 +193,7 @@ def evaluate_opening(
         in_steps: Whether tokens are computed one by one though the output does not depend on what was read before: then
             it is told what is read.
         journal: As there.
+        ray: As there; not with ``in_steps`` either.
         progress: As there.
     """
     opening.check()
@@ -200,6 +208,8 @@ def evaluate_opening(
         AdaptiveExperts.of(adapt_experts, 1)  # an unknown name is told before a model is opened
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1 token, not {limit}.", got=limit)
+    if ray is not None:
+        _check_cluster(opening, in_steps=in_steps)
     if in_steps or opening.drop_cold is not None:
         # What is prefetched depends on how fast the disk is, and then the result would, too.
         opening = replace(opening, prefetch="off")
@@ -218,7 +228,7 @@ def evaluate_opening(
     room, step = steps(tokenised, inputs, stride)
     plans = [plan_windows(len(text.ids), room, step) for text in tokenised]
     windows = [
-        WindowTask(key=(t, w), text=text, window=window, subject=subject)
+        WindowTask(key=(t, w), text=text, window=window, in_order=subject.in_order)
         for t, (text, plan) in enumerate(zip(tokenised, plans, strict=True))
         for w, window in enumerate(plan)
     ]
@@ -244,6 +254,7 @@ def evaluate_opening(
             length=max([longest, *(prompt.length for prompt in prompted)]),
             journal=record,
             kept=kept,
+            ray=ray,
             progress=progress,
         )
         run.finish()
@@ -269,6 +280,22 @@ def evaluate_opening(
         continuations=_compared(subject, prompts, said[: len(prompts)]) if prompts else None,
         exact_match=match(subject.tokenizer, questions, said[len(prompts) :], compared=full is not None),
     )
+
+
+def _check_cluster(opening: Opening, *, in_steps: bool) -> None:
+    """Refuses what workers of a cluster cannot do.
+
+    Raises:
+        MissingPackageError: If Ray is not installed.
+        UsageError: If tokens have to be computed in order, or nothing says what a worker may take.
+    """
+    check_spreading(opening)
+    if in_steps or opening.drop_cold is not None:
+        raise UsageError(
+            "What is read, or left out with drop_cold, depends on what was read before: one process computes all, in "
+            "order.",
+            advice="Leave the cluster out.",
+        )
 
 
 def _check_material(texts: Sequence[str | Path], asked: Asked, of_texts: Mapping[str, int | None]) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from coterie.checkpoint import Checkpoint
 from coterie.engine import ModelSource, open_source, open_streamed
 from coterie.engine.alteration import Alteration
 from coterie.engine.source import text_component
@@ -21,7 +19,6 @@ from coterie.generation.processors import Processors
 from coterie.hf.tokenizer import check_tokenizer, embedding_rows
 from coterie.spec import AdaptiveExperts
 from coterie.spec.opening import Opening
-from coterie.store import names as store_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +40,18 @@ class Subject:
     alteration: Alteration | None = None
     in_steps: bool = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is opened, which every process opens for itself."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @cached_property
     def source(self) -> ModelSource:
         """Where it is opened from; reads no expert."""
-        return self._stored if self.alteration is None else self.alteration.of(self._stored)
+        return self.stored if self.alteration is None else self.alteration.of(self.stored)
 
     @cached_property
-    def _stored(self) -> ModelSource:
+    def stored(self) -> ModelSource:
+        """The same without its alteration."""
         return open_source(
             self.path, component=self._part, revision=self.opening.revision, offline=self.opening.offline
         )
@@ -89,22 +91,9 @@ class Subject:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digits that differ if logits may: of a store's manifest, which has all checksums, or of a checkpoint.
-
-        A store that is fetched into changes, and its outputs do not: it counts as the checkpoint that it came from.
-        """
-        stored = self._fingerprint_as_stored
+        """Hex digits that differ if logits may; see :meth:`ModelSource.fingerprint`."""
+        stored = self.stored.fingerprint(fetched=self.opening.missing == "fetch")
         return stored if self.alteration is None else f"{stored} {self.alteration.fingerprint}"
-
-    @property
-    def _fingerprint_as_stored(self) -> str:
-        experts = self._stored.experts
-        if isinstance(experts, Checkpoint):
-            return experts.integrity
-        store = self._stored.store
-        if self.opening.missing == "fetch" and store is not None:
-            return store.manifest.source.integrity
-        return hashlib.sha256((self._stored.directory / store_names.MANIFEST).read_bytes()).hexdigest()
 
     @property
     def in_order(self) -> bool:
@@ -134,3 +123,16 @@ class Subject:
             yield model
         finally:
             model.coterie.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One of the two models, open.
+
+    Attributes:
+        subject: What it is.
+        model: From :meth:`Subject.open`.
+    """
+
+    subject: Subject
+    model: Any

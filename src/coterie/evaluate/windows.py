@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coterie.errors import UsageError
+from coterie.evaluate.texts import Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,11 @@ class Window:
     def predicted(self) -> slice:
         """Where in the text the predicted tokens are."""
         return slice(self.first, self.stop)
+
+    def cut(self, text: Text) -> tuple[Text, Window]:
+        """The part of a text that it needs, and the same window of this part."""
+        part = replace(text, ids=text.ids[self.start : self.stop])
+        return part, Window(start=0, first=self.first - self.start, stop=self.stop - self.start)
 
 
 def plan_windows(tokens: int, context: int, stride: int | None = None) -> list[Window]:

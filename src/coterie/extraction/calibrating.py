@@ -24,25 +24,33 @@ class Stopped(Exception):
     """Ends what a worker does when another one has failed, or all are interrupted; nobody else sees it."""
 
 
+WeightsOf = Callable[[int], Mapping[str, tuple[StoredMatrix, torch.Tensor]]]
+"""Expert → its matrices that are to be quantised, by name, each with its weights."""
+
+
 class Calibrator(Protocol):
     """Chooses the codes of one store's experts, bank after bank in ascending order of key. For one thread."""
 
-    def order(self, bank: BankKey, experts: Sequence[int], stopped: Callable[[], bool]) -> Iterator[int]:
+    def order(
+        self, bank: BankKey, experts: Sequence[int], weights: WeightsOf, stopped: Callable[[], bool]
+    ) -> Iterator[int]:
         """The experts of a bank in the order in which they are to be quantised.
 
-        What is needed for an expert is there once it has been given, until the next one is asked for.
+        What was chosen for an expert is there once it has been given, until the next one is asked for.
 
         Args:
             bank: The bank.
             experts: Ids of those that are to be quantised.
+            weights: Gives the matrices of each.
             stopped: Asked now and then whether to give up.
 
         Raises:
             Stopped: If it is to give up.
+            QuantisationError: If a weight is not finite; names expert and parameter.
         """
         ...
 
-    def choose(self, key: ExpertKey, matrix: StoredMatrix, value: torch.Tensor) -> tuple[Parts, MatrixError] | None:
+    def chosen(self, key: ExpertKey, parameter: str) -> tuple[Parts, MatrixError] | None:
         """The content of a matrix's fields, and what it is off by; None if nothing is known of its inputs."""
         ...
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from coterie.errors import CoterieError
 from coterie.extraction.calibrating import Calibrator, Stopped
@@ -23,9 +23,14 @@ from coterie.extraction.quantising import SchemedExperts, SchemeOf, one_scheme
 from coterie.extraction.spans import SCRATCH_BYTES, SpanReader
 from coterie.origins import Origin
 from coterie.records import RecordReader
-from coterie.spec import RECORD_ALIGNMENT, ExpertKey, round_up
+from coterie.spec import RECORD_ALIGNMENT, BankKey, ExpertKey, round_up
 from coterie.spec.encodings import NATIVE
 from coterie.store import BankWriter, DenseTensor, StoreWriter
+
+if TYPE_CHECKING:
+    import torch
+
+    from coterie.quant import StoredMatrix
 
 BUFFER_BYTES = 512 * 2**20
 """What all workers' buffers may take, unless one expert alone takes more; the process takes about 350 MiB besides."""
@@ -156,9 +161,13 @@ class Copier:
             if self._calibrator is not None:
                 computed = [expert for expert in ordered if not self._experts.is_there(key.expert(expert))]
                 copied = [expert for expert in ordered if self._experts.is_there(key.expert(expert))]
-                ordered = chain(copied, self._calibrator.order(key, computed, self._stop.is_set))
+                weights = partial(self._weights, key)
+                ordered = chain(copied, self._calibrator.order(key, computed, weights, self._stop.is_set))
             for expert in ordered:
                 yield bank, key.expert(expert)
+
+    def _weights(self, bank: BankKey, expert: int) -> dict[str, tuple[StoredMatrix, torch.Tensor]]:
+        return self._experts.weights(bank.expert(expert))
 
     def _place(self, key: ExpertKey) -> tuple[str, int]:
         """Where an expert begins in the source: read in that order, the disk is read in order."""

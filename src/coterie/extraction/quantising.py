@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -177,37 +177,48 @@ class BankQuantiser:
         places = iter(self.layout.fields)
         errors: dict[str, MatrixError] = {}
         for name in self.dtypes:
-            parts, off = self._fields(key, name, tensors, calibrator)
-            if off is not None:
-                errors[name] = off
+            chosen = None
+            if calibrator is not None and name in self.matrices:
+                chosen = calibrator.chosen(key, name)
+            if chosen is None:
+                parts = self._fields(key, name, tensors)
+            else:
+                parts, errors[name] = chosen
             for part in parts:
                 place = next(places)
                 record[place.offset : place.offset + place.nbytes] = tensor_bytes(part)
         return errors
 
-    def _fields(
-        self, key: ExpertKey, name: str, tensors: Sequence[torch.Tensor], calibrator: Calibrator | None
-    ) -> tuple[tuple[torch.Tensor, ...], MatrixError | None]:
-        """What is stored of one parameter, and what it is off by if codes were chosen for it."""
-        stored = self.parameters[name]
-        if name not in self.matrices:
-            return tuple(tensors[position] for position in stored.positions), None
-        return self._parts(key, self.matrices[name], dequantise(stored, tensors, self.dtypes[name]), calibrator)
+    def _fields(self, key: ExpertKey, name: str, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """What is stored of one parameter, rounded to nearest where it is quantised."""
+        matrix = self.matrices.get(name)
+        if matrix is None:
+            return tuple(tensors[position] for position in self.parameters[name].positions)
+        with naming_matrix(key, name):
+            return matrix.quantise(self._weights(name, tensors))
 
-    def _parts(
-        self, key: ExpertKey, matrix: StoredMatrix, value: torch.Tensor, calibrator: Calibrator | None
-    ) -> tuple[tuple[torch.Tensor, ...], MatrixError | None]:
-        try:
-            chosen = None if calibrator is None else calibrator.choose(key, matrix, value)
-            return (matrix.quantise(value), None) if chosen is None else chosen
-        except QuantisationError as error:
-            raise QuantisationError(
-                f"Expert {key}, {matrix.parameter}: {error.message}",
-                advice=error.advice,
-                key=key,
-                tensor=matrix.parameter,
-                **error.facts,
-            ) from error
+    def _weights(self, name: str, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        return dequantise(self.parameters[name], tensors, self.dtypes[name])
+
+    def weights(self, stored: memoryview) -> dict[str, tuple[StoredMatrix, torch.Tensor]]:
+        """The matrices of a stored record that are to be quantised, by name, with the weights that the model has."""
+        tensors = record_tensors(stored, self.stored)
+        return {name: (matrix, self._weights(name, tensors).clone()) for name, matrix in self.matrices.items()}
+
+
+@contextmanager
+def naming_matrix(key: ExpertKey, parameter: str) -> Iterator[None]:
+    """An error of quantisation inside names an expert and a parameter."""
+    try:
+        yield
+    except QuantisationError as error:
+        raise QuantisationError(
+            f"Expert {key}, {parameter}: {error.message}",
+            advice=error.advice,
+            key=key,
+            tensor=parameter,
+            **error.facts,
+        ) from error
 
 
 class SchemedExperts:
@@ -263,25 +274,39 @@ class SchemedExperts:
         """
         if self.is_there(key):
             return self._origin.read_into(key, record)
+        with self._stored(key) as (quantiser, view, nbytes):
+            errors = quantiser.quantise(key, view, record, self._calibrator)
+            if errors:
+                self._errors[key] = record_errors(errors)
+        return nbytes
+
+    def weights(self, key: ExpertKey) -> dict[str, tuple[StoredMatrix, torch.Tensor]]:
+        """The matrices of an expert that are to be quantised, by name, with the weights that the model has.
+
+        Raises:
+            CheckpointFileError: If the expert cannot be decoded.
+            ReadError: If a file cannot be read.
+        """
+        with self._stored(key) as (quantiser, view, _):
+            return quantiser.weights(view)
+
+    @contextmanager
+    def _stored(self, key: ExpertKey) -> Iterator[tuple[BankQuantiser, memoryview, int]]:
+        """Who quantises an expert, its record as it is stored, and how many bytes were read."""
         scheme = self._scheme_of(key)
         assert scheme != NATIVE, "what is native is there"
         stored = self._origin.layout(key)
         place = key.bank_key, scheme, stored
         if place not in self._quantisers:
             self._quantisers[place] = BankQuantiser.of(self._origin.model.banks[key.bank_key].bank, stored, scheme)
-        quantiser = self._quantisers[place]
         buffer = mmap.mmap(-1, stored.nbytes)
         try:
             view = memoryview(buffer)
-            nbytes = self._reader.read(key, stored, view)
-            errors = quantiser.quantise(key, view, record, self._calibrator)
-            if errors:
-                self._errors[key] = record_errors(errors)
+            yield self._quantisers[place], view, self._reader.read(key, stored, view)
         finally:
             with suppress(BufferError):
                 # Tensors may still view it; it goes with the last of them.
                 buffer.close()
-        return nbytes
 
     def checksum(self, key: ExpertKey) -> str | None:
         """That of a store's record which is given as it lies; checkpoints carry none."""

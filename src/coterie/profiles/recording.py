@@ -16,7 +16,7 @@ import xxhash
 from coterie.errors import ProfileError, ProfileIdentityError
 from coterie.profiles.accumulator import DEFAULT_VOCABULARY, Accumulator
 from coterie.profiles.database import ProfileDatabase
-from coterie.profiles.facts import Mark, RunFacts, SegmentFacts, Vocabulary, kept_text
+from coterie.profiles.facts import BankShape, Mark, RunFacts, SegmentFacts, Vocabulary, kept_text
 from coterie.spec import BankKey
 
 SEGMENT_TOKENS = 1024
@@ -113,6 +113,11 @@ class Recording:
             # What went wrong in the block matters more.
             if error is None:
                 raise
+
+    @property
+    def banks(self) -> tuple[BankShape, ...]:
+        """The banks that are counted."""
+        return self.run.banks
 
     def group(self, modality: str, domain: str, phase: str) -> int:
         """The number of a group of tokens, for :meth:`add`; errors as of :meth:`Accumulator.group`."""

@@ -1,31 +1,36 @@
-"""Runs an open model over material, file by file and window by window, and records a profile."""
+"""Runs a model over material, file by file and window by window, and records a profile."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-
-from coterie.engine.profiling import ProfileRecorder
-from coterie.errors import CoterieError, UnsupportedError, UsageError
+from coterie.cluster.spreading import spread
+from coterie.cluster.workers import Here, RemoteModel, Workers
+from coterie.engine import ModelSource, open_source
+from coterie.engine.bit_identity import with_threads, worker_facts
+from coterie.engine.profile_runs import recording_run
+from coterie.engine.source import text_component
+from coterie.errors import UnsupportedError, UsageError
 from coterie.evaluate.planning import DEFAULT_CONTEXT
 from coterie.evaluate.texts import beginning
-from coterie.evaluate.windows import plan_windows
-from coterie.files.text import text_parts
-from coterie.generation.inputs import build_inputs
 from coterie.generation.opened import OpenModel
+from coterie.generation.processors import Processors
 from coterie.hf.context import model_context
-from coterie.hf.tokenizer import encode_text
-from coterie.profiles import Group, ProfileDatabase
+from coterie.profiles import BankShape, Group, ProfileDatabase
 from coterie.profiles.inference import LEAST_SEGMENTS
+from coterie.profiles.observations import Observations
 from coterie.spec import DEFAULT_LABEL
+from coterie.spec.opening import check_recording
 from coterie.survey.fresh import fresh_profile
 from coterie.survey.material import Material, without_repetitions
+from coterie.survey.reading import Piece, Reader, Reading
 from coterie.survey.segments import SegmentEnds
+from coterie.survey.steps import Steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,9 +67,8 @@ class Survey:
     too_few: tuple[tuple[Group, int], ...]
 
 
-@torch.inference_mode()
 def survey(
-    model: PreTrainedModel | OpenModel,
+    model: PreTrainedModel | OpenModel | RemoteModel,
     where: str | Path,
     material: Sequence[Material],
     *,
@@ -85,10 +89,13 @@ def survey(
     killed at any moment, the same call goes on and counts nothing twice. A file that was recorded is not recorded again
     under the same label.
 
+    On a cluster its workers read, and what they observe is counted here, in the order of the material. So the profile
+    is the same as that of a model in this process.
+
     Args:
-        model: From :func:`coterie.load`.
+        model: From :func:`coterie.load`; or a model that the workers of a cluster open.
         where: The profile: a file, which is made if it is not there, or ``postgresql://USER@HOST/DATABASE``.
-        material: From :func:`gather`.
+        material: From :func:`gather`; on a cluster, too, its files have to be on this machine alone.
         label: Which run to go on with, or to begin.
         context: Tokens of a window; default: 512, or what the model was made for if that is less.
         limit: The most tokens of each text.
@@ -97,52 +104,59 @@ def survey(
         segment_tokens: Tokens after which a segment of the profile ends, between windows and files. Default: as many as
             give each domain about 32 segments, and 1,024 at most.
         several_models: Allow a profile that is about other models, too.
-        should_stop: Asked between windows and files.
+        should_stop: Asked between windows and files, and while workers of a cluster are waited for.
         progress: Told the bytes of files that are done since it was last called, earlier surveys' included.
 
     Raises:
-        UsageError: If a value is out of range.
+        UsageError: If a value is out of range, or there is no such cluster.
         UnsupportedError: If the model does not read texts.
         InputError: If a file cannot be used; what was recorded before is kept.
         ProfileError: If the profile cannot be used; at the end it says what is lost.
+        ClusterError: If workers have another model, or are lost again and again; what was recorded before is kept.
         CoterieError: As reading experts does.
     """
     files = without_repetitions(material)
     if not files:
         raise UsageError("There is nothing to run the model over.", advice="Give texts, sounds or pictures.")
-    opened = model if isinstance(model, OpenModel) else OpenModel.of(model)
-    room = _room(opened, context, limit)
-    finished, interrupted = 0, False
+    finished, tokens, stops = 0, Counter[Group](), should_stop or _never
     with (
+        _readers(model, context, limit, contributions, stops) as readers,
         fresh_profile(where),
-        opened.runtime.record_profile(
+        recording_run(
             where,
-            domain=files[0].domain,
+            readers.source,
+            readers.banks,
             label=label,
-            contributions=contributions,
-            vocabulary=vocabulary,
-            segment_tokens=segment_tokens,
             resume=True,
             several_models=several_models,
-            boundaries=False,
-        ) as recorder,
+            vocabulary=vocabulary,
+            segment_tokens=segment_tokens,
+        ) as recording,
     ):
-        stops, tell = should_stop or _never, progress or _nobody
         ends = None if segment_tokens is not None else SegmentEnds(files, limit)
-        surveyor = _Surveyor(opened, recorder, room=room, limit=limit, ends=ends, should_stop=stops, progress=tell)
-        for one in files:
-            interrupted = stops() or not surveyor.record(one)
-            if interrupted:
-                break
-            finished += 1
+        steps = Steps(readers.processors, room=readers.room, limit=limit, progress=recording.progress)
+        shared_out = readers.workers.map(steps.through(files), lambda step: step.piece, stops)
+        for step, observations in shared_out:
+            if observations is not None:
+                observations.count_into(recording)
+                tokens.update(observations.tokens)
+            if step.position is not None:
+                ends_here = ends is not None and ends.after(step.file, recording.tokens, finished=step.done)
+                recording.mark(step.file.name, step.position, done=step.done, ends_segment=ends_here)
+                if ends is not None and not recording.tokens:
+                    ends.ended()
+            if progress is not None:
+                progress(step.nbytes)
+            finished += step.last
+        interrupted = finished < len(files)
         # Those after the one that was interrupted may have been finished before.
         for one in files[finished:]:
-            finished += recorder.recording.progress(one.name).done
-    run = recorder.recording.run
+            finished += recording.progress(one.name).done
+    run = recording.run
     with ProfileDatabase(where) as database:
         segments = database.group_segments(run.identity)
     return Survey(
-        profile=recorder.recording.database.name,
+        profile=recording.database.name,
         model=run.model,
         identity=run.identity,
         run=run.uuid,
@@ -150,11 +164,9 @@ def survey(
         files=len(files),
         finished=finished,
         interrupted=interrupted,
-        tokens=tuple(sorted(recorder.tokens.items())),
+        tokens=tuple(sorted(tokens.items())),
         too_few=tuple(
-            (group, segments.get(group, 0))
-            for group in sorted(recorder.tokens)
-            if segments.get(group, 0) < LEAST_SEGMENTS
+            (group, segments.get(group, 0)) for group in sorted(tokens) if segments.get(group, 0) < LEAST_SEGMENTS
         ),
     )
 
@@ -163,117 +175,69 @@ def _never() -> bool:
     return False
 
 
-def _nobody(nbytes: int) -> None:
-    """Is told of progress where nobody wants to know."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Readers:
+    """Who reads, and what is known of their model.
+
+    Attributes:
+        source: What it is opened from.
+        processors: What makes its inputs.
+        banks: Its banks.
+        room: Tokens of a text in a window.
+        workers: Who reads.
+    """
+
+    source: ModelSource
+    processors: Processors
+    banks: tuple[BankShape, ...]
+    room: int
+    workers: Workers[Piece, Observations]
 
 
-def _room(opened: OpenModel, context: int | None, limit: int | None) -> int:
+@contextmanager
+def _readers(
+    model: PreTrainedModel | OpenModel | RemoteModel,
+    context: int | None,
+    limit: int | None,
+    contributions: bool,
+    should_stop: Callable[[], bool],
+) -> Iterator[_Readers]:
+    if not isinstance(model, RemoteModel):
+        opened = model if isinstance(model, OpenModel) else OpenModel.of(model)
+        source, processors = opened.runtime.source, opened.processors
+        room = _room(source, processors, context, limit)
+        reader = Reader(opened, contributions=contributions)
+        yield _Readers(source=source, processors=processors, banks=reader.banks, room=room, workers=Here(reader))
+        return
+    remote = with_threads(model)
+    path, opening = remote.path, remote.opening
+    check_recording(opening.drop_cold, "profile")
+    part = opening.component or text_component(path, revision=opening.revision, offline=opening.offline)
+    source = open_source(path, component=part, revision=opening.revision, offline=opening.offline)
+    processors = Processors(source.directory, store=source.store)
+    room = _room(source, processors, context, limit)
+    work, expected = Reading(model=remote, contributions=contributions), worker_facts((path, source, opening))
+    with spread(remote.address, remote.each, work, expected, should_stop) as (workers, facts):
+        yield _Readers(source=source, processors=processors, banks=facts.details, room=room, workers=workers)
+
+
+def _room(source: ModelSource, processors: Processors, context: int | None, limit: int | None) -> int:
     """Tokens of a text in a window, beside the one that the tokenizer begins every text with."""
-    model, config = opened.model, opened.model.config
-    if getattr(config, "is_encoder_decoder", False) or {bank.component for bank in opened.runtime.banks} == {"talker"}:
+    if getattr(source.config, "is_encoder_decoder", False) or {bank.component for bank in source.num_experts} == {
+        "talker"
+    }:
         raise UnsupportedError(
-            f"{type(model).__name__} does not read texts and go on with them.",
+            f"{source.model_class.__name__} does not read texts and go on with them.",
             advice="Record what it generates: model.coterie.record_profile.",
         )
-    longest = model_context(config)
+    longest = model_context(source.config)
     tokens = min(DEFAULT_CONTEXT, longest or DEFAULT_CONTEXT) if context is None else context
     if longest is not None and tokens > longest:
         raise UsageError(
             f"context={tokens} is more than the {longest} tokens that the model was made for.", got=tokens, most=longest
         )
-    room = tokens - len(beginning(opened.processors.tokenizer))
+    room = tokens - len(beginning(processors.tokenizer))
     for name, value in (("context", room), ("limit", 1 if limit is None else limit)):
         if value < 1:
             raise UsageError(f"{name} is too small: no token is left.", got=context if name == "context" else limit)
     return room
-
-
-class _Surveyor:
-    """Records one file after another."""
-
-    def __init__(
-        self,
-        opened: OpenModel,
-        recorder: ProfileRecorder,
-        *,
-        room: int,
-        limit: int | None,
-        ends: SegmentEnds | None,
-        should_stop: Callable[[], bool],
-        progress: Callable[[int], None],
-    ) -> None:
-        self._model: Any = opened.model
-        self._processors = opened.processors
-        self._recorder = recorder
-        self._recording = recorder.recording
-        self._prefix = beginning(opened.processors.tokenizer)
-        self._room = room
-        self._limit = limit
-        self._ends = ends
-        self._should_stop = should_stop
-        self._progress = progress
-        # That of an instance, which may take more than its class's.
-        takes = inspect.signature(self._model.forward).parameters
-        # No logits are wanted; those of the last token are the fewest there are.
-        self._options = {"use_cache": False} | ({"logits_to_keep": 1} if "logits_to_keep" in takes else {})
-
-    def record(self, one: Material) -> bool:
-        """Records what is left of a file; False if it was stopped in its middle."""
-        self._recorder.domain = one.domain
-        if self._recording.progress(one.name).done:
-            self._progress(one.nbytes)
-            return True
-        try:
-            if one.kind == "text":
-                return self._record_text(one)
-            self._record_medium(one)
-        except CoterieError as error:
-            if str(one.path) in error.message:
-                raise
-            raise type(error)(f"{one.path}: {error.message}", advice=error.advice, **error.facts) from error
-        return True
-
-    def _record_medium(self, one: Material) -> None:
-        audios, images = ([one.path] if one.kind == kind else [] for kind in ("speech", "images"))
-        inputs = build_inputs(self._processors, "", images=images, audios=audios)
-        self._model(**inputs.to(self._model.dtype), **self._options)
-        self._mark(one, 1, done=True)
-        self._progress(one.nbytes)
-
-    def _record_text(self, one: Material) -> bool:
-        counted, before = self._recording.progress(one.name).position, 0
-        earlier = told = 0
-        for part in text_parts(one.path):
-            ids = encode_text(self._processors.tokenizer, part)
-            nbytes = len(part.encode("utf-8"))
-            # One more than there are: nothing is asked about the last token, and it is to be counted, too.
-            for window in plan_windows(len(ids) + 1, self._room):
-                end = before + window.inputs.stop
-                if self._limit is not None:
-                    end = min(end, self._limit)
-                begin = max(before + window.inputs.start, counted)
-                if begin < end:
-                    if self._should_stop():
-                        return False
-                    self._read(ids[begin - before : end - before])
-                    self._mark(one, end)
-                done = earlier + nbytes * window.inputs.stop // len(ids)
-                self._progress(done - told)
-                told = done
-                if end == self._limit:
-                    self._progress(max(0, one.nbytes - told))
-                    return True
-            before, earlier = before + len(ids), earlier + nbytes
-        self._mark(one, before, done=True)
-        self._progress(max(0, one.nbytes - told))
-        return True
-
-    def _mark(self, one: Material, position: int, *, done: bool = False) -> None:
-        ends = self._ends is not None and self._ends.after(one, self._recording.tokens, finished=done)
-        self._recording.mark(one.name, position, done=done, ends_segment=ends)
-        if self._ends is not None and not self._recording.tokens:
-            self._ends.ended()
-
-    def _read(self, ids: list[int]) -> None:
-        tokens = torch.tensor([[*self._prefix, *ids]], dtype=torch.int64)
-        self._model(input_ids=tokens, **self._options)

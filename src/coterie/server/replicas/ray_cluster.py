@@ -10,24 +10,22 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import ray
+from ray import serve
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, RayServeException
 
-import ray
-from coterie.errors import CoterieError, ReplicaError, UsageError
+from coterie.cluster.connection import LOCAL, connected
+from coterie.cluster.placement import placement
+from coterie.errors import CoterieError, ReplicaError
 from coterie.server.refusals import Refusal
 from coterie.server.replicas.answer import LostReplica
 from coterie.server.replicas.ask import Ask, Part
-from coterie.server.replicas.placement import placement
 from coterie.server.replicas.replica import Replica, ReplicaSettings
-from ray import serve
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
-
-LOCAL = "local"
-"""For an address: a Ray of one's own on this machine, which ends with the server."""
 
 _LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
 _ROUTERS = (
@@ -115,10 +113,9 @@ def replicas(address: str, count: int, settings: ReplicaSettings) -> Iterator[Ra
         UsageError: If there is no such cluster, or no room in it.
         CoterieError: If a replica cannot open the model.
     """
-    own = address == LOCAL
-    _connect(address, own)
     application = f"coterie-{uuid.uuid4().hex[:8]}"
-    try:
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    with connected(address):
         placed = placement(ray.nodes(), count, settings.opening)
         deployment = serve.deployment(
             Replica,
@@ -131,41 +128,20 @@ def replicas(address: str, count: int, settings: ReplicaSettings) -> Iterator[Ra
             max_constructor_retry_count=1,
             request_router_config=_router(),
         )
-        serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False, "log_level": "ERROR"})
         served = replace(settings, opening=replace(settings.opening, threads=placed.cpus))
         try:
-            handle = serve.run(deployment.bind(served), name=application, route_prefix=None)
-        except RuntimeError as error:
-            raise _failed(application) from error
-        yield RayCluster(handle, application)
-    finally:
-        with suppress(Exception):
-            serve.delete(application)
-        if own:
+            serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False, "log_level": "ERROR"})
+            try:
+                handle = serve.run(deployment.bind(served), name=application, route_prefix=None)
+            except RuntimeError as error:
+                raise _failed(application) from error
+            yield RayCluster(handle, application)
+        finally:
             with suppress(Exception):
-                serve.shutdown()
-        ray.shutdown()
-
-
-def _connect(address: str, own: bool) -> None:
-    """Connects to a cluster, or starts one.
-
-    Raises:
-        UsageError: If there is none.
-    """
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    quiet: dict[str, Any] = {"namespace": "coterie", "logging_level": logging.ERROR, "log_to_driver": False}
-    try:
-        if own:
-            ray.init(include_dashboard=False, **quiet)
-        else:
-            ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"There is no Ray cluster at {address!r}: {str(error).splitlines()[0]}",
-            advice=f"Start one with `ray start --head`, or say --ray {LOCAL}.",
-            address=address,
-        ) from error
+                serve.delete(application)
+            if address == LOCAL:
+                with suppress(Exception):
+                    serve.shutdown()
 
 
 def _router() -> RequestRouterConfig:

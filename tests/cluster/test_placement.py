@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from coterie.cluster.placement import Placement, most_workers, placement
 from coterie.errors import UsageError
-from coterie.server.replicas.placement import placement
 from coterie.spec.opening import Opening
 
 GIB = 1 << 30
@@ -40,3 +40,16 @@ def test_threads_that_are_asked_for_are_kept() -> None:
 def test_too_many_are_refused_with_what_there_is(nodes: list[dict[str, Any]]) -> None:
     with pytest.raises(UsageError, match=r"no room for 2 replicas of 8\.00 GiB: Ray has"):
         placement(nodes, 2, Opening(memory="8GiB"))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers"),
+    [([node(8, 32)], 4), ([node(8, 16), node(2, 64)], 3), ([node(8, 7), node(9, 100)], 4), ([node(2, 8)] * 3, 3)],
+)
+def test_workers_fill_the_machines(nodes: list[dict[str, Any]], workers: int) -> None:
+    assert most_workers(nodes, Placement(2, 8 * GIB)) == workers
+
+
+def test_no_room_for_a_worker_is_said_with_what_there_is() -> None:
+    with pytest.raises(UsageError, match=r"a worker with 4 threads and 8\.00 GiB: Ray has 2 CPUs and 64\.00 GiB"):
+        most_workers([node(2, 64)], Placement(4, 8 * GIB))
