@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from coterie.evaluate import Estimate
+from coterie.evaluate.paired import Paired
 from coterie.fitting.report import DomainFigures, Fit
 from coterie.spec import format_bytes
 
@@ -84,13 +85,14 @@ def verdict_in_words(fit: Fit) -> str:
     )
     ratio = "" if row.beside.ratio is None else f" ({_ratio(row.beside.ratio)} of it)"
     than = f"{_interval(row.beside.other_kld)} for {size}{ratio}"
-    said = {
-        "gain": "Gain",
-        "no gain": "No gain",
-        "open": "No gain is shown: the interval of the difference has 0 in it",
-        "not compared": "Not compared",
-    }[fit.verdict]
+    said = {"gain": "Gain", "no gain": "No gain", "open": _open(row.beside)}[fit.verdict]
     return f"{said}. {measured}, {than}."
+
+
+def _open(beside: Paired) -> str:
+    if beside.difference.low is None:
+        return "No gain is shown: there is too little text for an interval"
+    return "No gain is shown: the interval of the difference has 0 in it"
 
 
 def decisive(fit: Fit) -> DomainFigures:

@@ -30,10 +30,12 @@ def advice(prepared: Prepared, verdict: Verdict, made: Allocated, uniform: Unifo
         [str(prepared.model), "STORE"],
         [("--scheme", nearest[1]), *_material(prepared.request, "--calibrate")],
     )
-    return (
-        f"Use a uniform store instead, which is simpler: `{line}`. Or fit with a profile of more text, or with other "
-        "bits (`--bits`)."
-    )
+    if verdict == "open":
+        return (
+            f"Score more text to be sure (`--text`, `--limit`). Until then a uniform store is as good, and simpler: "
+            f"`{line}`."
+        )
+    return f"Use a uniform store instead: `{line}`. Or fit with a profile of more text, or with other bits (`--bits`)."
 
 
 def commands(prepared: Prepared, made: Allocated) -> tuple[str, ...]:

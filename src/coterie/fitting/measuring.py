@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from coterie import bench
@@ -79,7 +80,7 @@ def evaluate_store(
         progress: Told after every window.
     """
     request = source.request
-    return evaluate(
+    found = evaluate(
         store,
         list(texts.values()),
         against=source.full,
@@ -94,6 +95,9 @@ def evaluate_store(
         journal=journal,
         progress=progress,
     )
+    # Where the texts are for a while is nobody's business later.
+    named = (replace(text, name=domain) for domain, text in zip(texts, found.texts, strict=True))
+    return replace(found, texts=tuple(named))
 
 
 def side_by_side(

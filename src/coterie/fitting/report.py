@@ -21,8 +21,7 @@ planner expects about the highest speed. ``bits``: as many as were asked for."""
 
 Verdict = Literal["gain", "no gain", "open", "not compared"]
 """Whether the store is nearer to the full model than a uniform one of its size: the whole interval of the paired
-difference is below 0; it is above 0, or the store is not smaller than what it is made of; the interval has both, or
-there is none; or no uniform store was made."""
+difference is below 0; or above; or it has 0 in it, or there is none; or no uniform store was made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

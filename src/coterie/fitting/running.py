@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from coterie.calibration import Calibration
-from coterie.errors import MemoryBudgetError, OutputError
+from coterie.errors import CoterieError, MemoryBudgetError, OutputError
 from coterie.evaluate.evaluation import EvaluationProgress
 from coterie.extraction import Allocation, Progress
 from coterie.files.json_text import JsonLimits
@@ -118,8 +118,14 @@ def fit(
         return found
     prepared.check()
     work = WorkFolder(work_path(store), prepared.settings, restart=restart)
+    try:
+        with work.locked():
+            run = _Run(prepared, work, machine, progress or _nobody)
+    except CoterieError:
+        if work.is_new:
+            work.clear()  # refused before anything was made
+        raise
     with work.locked():
-        run = _Run(prepared, work, machine, progress or _nobody)
         made = run.finish()
     if not keep_work:
         work.clear()

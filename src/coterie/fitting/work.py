@@ -66,6 +66,10 @@ class WorkFolder:
         settings: What decides the result.
         restart: Whether stages of another request are discarded.
 
+    Attributes:
+        path: The directory.
+        is_new: Whether nothing of a fit was there.
+
     Raises:
         UsageError: If it has the work of another request, or is a directory of something else.
         InputError: If the record cannot be read.
@@ -77,7 +81,8 @@ class WorkFolder:
         self._settings = dict(settings)
         self._stages: dict[str, dict[str, Any]] = {}
         record = path / _RECORD
-        if not record.exists():
+        self.is_new = not record.exists()
+        if self.is_new:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise UsageError(
                     f"{path} is in the way: unfinished work goes there, and it has something else.",
