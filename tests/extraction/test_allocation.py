@@ -293,7 +293,7 @@ def test_what_grows_is_no_longer_what_was_allocated(checkpoint: Path, profile: P
     store = tmp_path / "store"
     extract(checkpoint, store, allocation=Allocation(profile=profile, bits=2.5, domains=("code",)))
     assert inspect(store).allocation.left_out > 0
-    lacking = {key.layer: sorted(set(range(8)) - experts) for key, experts in present(store).items()}
+    lacking = {layer: sorted(set(range(8)) - set(experts)) for layer, experts in present(store).items()}
     extract(checkpoint, store, experts={layer: ids for layer, ids in lacking.items() if ids}, scheme="int4")
     found = inspect(store)
     assert found.complete

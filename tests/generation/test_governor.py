@@ -37,7 +37,7 @@ def tight(opened: OpenModel, monkeypatch: pytest.MonkeyPatch) -> Governor:
     assert plan is not None
     monkeypatch.setattr(runtime, "plan", replace(plan, budget=plan.rest + plan.margin + runtime.cache.capacity))
     made = Governor(runtime)
-    token = runtime.source.footprint.shape.kv_bytes(1) // 2
+    token = runtime.source.footprint.shape.kv_per_token
     # So that a few blocks are all that there is.
     made._floor = runtime.cache.capacity - 4 * BLOCK * token
     made.total = made._reserve + 4 * BLOCK * token  # type: ignore[operator]
@@ -60,7 +60,7 @@ def test_what_all_can_come_to_need_is_within_the_budget(tight: Governor) -> None
 
 def test_what_is_held_beyond_the_reserve_is_taken_from_the_arena_in_blocks(tight: Governor, opened: OpenModel) -> None:
     cache = opened.runtime.cache
-    before, token = cache.capacity, opened.runtime.source.footprint.shape.kv_bytes(1) // 2
+    before, token = cache.capacity, opened.runtime.source.footprint.shape.kv_per_token
     for name in "ab":
         assert tight.promise(name, CONTEXT - 1)
     tight.hold("a", CONTEXT - 1)
@@ -187,7 +187,7 @@ class Kept:
 
 
 def test_beginnings_of_prompts_have_what_requests_leave_and_a_share(tight: Governor, opened: OpenModel) -> None:
-    cache, token = opened.runtime.cache, opened.runtime.source.footprint.shape.kv_bytes(1) // 2
+    cache, token = opened.runtime.cache, opened.runtime.source.footprint.shape.kv_per_token
     before, kept = cache.capacity, Kept()
     reserve = tight._reserve
     assert reserve is not None

@@ -68,7 +68,7 @@ def test_the_arena_is_never_larger_than_all_experts() -> None:
 
 def test_context_costs_more_than_its_keys_and_values() -> None:
     short, long = divide(3 << 30, max_context=512), divide(3 << 30, max_context=2048)
-    assert short.arena - long.arena > 2 * SHAPE.kv_per_token * 1536
+    assert short.arena - long.arena > 1.5 * SHAPE.kv_per_token * 1536
 
 
 @pytest.mark.parametrize("changes", [{}, {"max_context": 4096}, {"process": 3 << 30}, {"minimum": 2 << 30}])
@@ -102,8 +102,8 @@ def test_the_advised_budget_would_do_as_it_is_written(budget: int, **changes: in
     assert divide(parse_bytes(written[1]), **changes).arena >= changes["minimum"]
 
 
-def test_keys_and_values_are_counted_twice_because_a_growing_cache_is_copied() -> None:
-    assert divide(2 << 30, max_context=1000).kv_cache == 2 * 8192 * 1000
+def test_keys_and_values_have_room_for_copies_because_a_growing_cache_is_copied_layer_by_layer() -> None:
+    assert divide(2 << 30, max_context=1000).kv_cache == 1.5 * 8192 * 1000
 
 
 def test_activations_of_a_known_shape() -> None:
@@ -125,9 +125,9 @@ def test_a_refusal_says_where_the_bytes_go() -> None:
     for part in (
         "300.00 MiB is too small",
         "400.00 MiB",
-        "cache of 1024 tokens 16.00 MiB",
+        "cache of 1024 tokens 12.00 MiB",
         "fewest experts 20.00 MiB",
-        "make 747.81 MiB",
+        "make 743.81 MiB",
     ):
         assert part in str(refused.value)
     assert refused.value.budget == 300 * MIB

@@ -55,10 +55,10 @@ class Governor:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         plan = runtime.plan
-        # A plan counts keys and values twice: the other half is for copies while they grow, whoever they belong to.
+        # A plan has more for keys and values than they take: copies while they grow, whoever they belong to.
         shape = runtime.source.footprint.shape
         by_phase = plan is not None and plan.by_phase
-        self._token = max(1, (shape.text_kv_bytes(1) if by_phase else shape.kv_bytes(1)) // 2)
+        self._token = max(1, shape.text_kv_per_token if by_phase else shape.kv_per_token)
         self._blocked = plan is not None
         # What speaks may be in memory just now, and borrow of it.
         self._capacity = runtime.lending.capacity

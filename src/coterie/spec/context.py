@@ -61,6 +61,10 @@ class SpeechShape:
         return 2 * kept + max(self.talker.activation_bytes(tokens), VOCODER_FRAMES * self.vocoder_per_frame)
 
 
+def _with_copies(nbytes: int) -> int:
+    return nbytes + nbytes // 2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextShape:
     """The dimensions of a model that the memory of a forward pass depends on; maxima over its components.
@@ -96,17 +100,26 @@ class ContextShape:
     speech: SpeechShape | None = None
 
     def kv_bytes(self, tokens: int) -> int:
-        """Keys and values of ``tokens`` tokens; doubled, since a growing cache is copied when it grows."""
+        """Memory for the keys and values of ``tokens`` tokens, and for those that are copied while their cache grows.
+
+        A cache grows layer by layer: keys, then values, are copied, and the old ones freed. A copy of half of all is
+        there at most, with two layers; with more, what is over goes to room ahead and to gaps between allocations.
+        """
         return self.text_kv_bytes(tokens) + self.speech_kv_bytes(tokens)
 
     def text_kv_bytes(self, tokens: int) -> int:
-        """Those of what writes alone."""
-        return 2 * (self.kv_per_token - (0 if self.speech is None else self.speech.talker.kv_per_token)) * tokens
+        """That of what writes alone."""
+        return _with_copies(self.text_kv_per_token * tokens)
 
     def speech_kv_bytes(self, tokens: int) -> int:
-        """Those of what speaks alone."""
+        """That of what speaks alone."""
         speech = self.speech
-        return 0 if speech is None else 2 * (speech.talker.kv_per_token * tokens + speech.predictor_kv)
+        return 0 if speech is None else _with_copies(speech.talker.kv_per_token * tokens + speech.predictor_kv)
+
+    @property
+    def text_kv_per_token(self) -> int:
+        """Bytes of keys and values per token of what writes alone, without any copy."""
+        return self.kv_per_token - (0 if self.speech is None else self.speech.talker.kv_per_token)
 
     def activation_bytes(self, tokens: int) -> int:
         """An upper bound on the activations of whatever a prompt of ``tokens`` tokens is given to do.
