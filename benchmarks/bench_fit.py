@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 
 from coterie.evaluate import Estimate
