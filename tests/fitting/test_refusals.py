@@ -53,6 +53,12 @@ def test_stores_of_which_no_better_one_can_be_made(refused, readable: Path, tmp_
     refused(UsageError, "is lossy already", model=folder / "lossy")
 
 
+def test_a_full_model_that_is_another_or_not_full(refused, readable: Path, tmp_path_factory) -> None:
+    refused(UsageError, "have different tokenizers", against="bundled")
+    extract(readable, part := tmp_path_factory.mktemp("stores") / "part", experts="0-3")
+    refused(UsageError, "part lacks experts", against=part)
+
+
 def test_memory_that_is_too_small(refused) -> None:
     refused(
         MemoryBudgetError, "will not run in 64.00 MiB, because.*The smallest memory that would do is", memory="64MiB"

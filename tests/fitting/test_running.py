@@ -11,7 +11,7 @@ import pytest
 
 from coterie.errors import CoterieError, DiskSpaceError, StoreError, UsageError
 from coterie.evaluate import evaluate
-from coterie.extraction import Allocation, quantize
+from coterie.extraction import Allocation, prune, quantize
 from coterie.fitting import Fit, fit, plan_fit
 from coterie.fitting.work import WorkFolder
 from coterie.inspection import verify
@@ -263,6 +263,19 @@ def test_a_native_store_is_fitted_like_its_checkpoint_and_need_not_be_compared(f
     assert found.verified.against is None
     assert (found.verdict, found.uniform, found.advice) == ("not compared", None, "")
     assert "No uniform store was made to compare with" in (tmp_path / "store/README.md").read_text()
+
+
+def test_a_pruned_store_is_compared_with_what_it_was_pruned_of(fitted, tmp_path: Path) -> None:
+    prune(fitted.model, tmp_path / "pruned", keep=6, profile=fitted.work / "profile.db")
+    request = dataclasses.replace(fitted.request, against=fitted.model, compare=False, bits=6.0)
+    found = fit(tmp_path / "pruned", tmp_path / "store", request)
+    evaluated = found.evaluated.evaluation
+    assert (evaluated.against.experts, evaluated.model.experts) == (16, 12)
+    alone = evaluate(
+        tmp_path / "store", sorted((fitted.work / "texts/scored").iterdir()), against=fitted.model, limit=200
+    )
+    assert alone.total.comparison == evaluated.total.comparison
+    assert f"--against {fitted.model}" in found.commands[0]
 
 
 def test_a_store_that_is_damaged_ends_it(fitted, tmp_path: Path, monkeypatch) -> None:

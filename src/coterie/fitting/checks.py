@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from coterie.calibration import Calibration
+from coterie.engine import open_source
 from coterie.errors import DiskSpaceError, UsageError
 from coterie.evaluate.overlap import shared
 from coterie.evaluate.questions import DEFAULT_ANSWER_TOKENS, read_questions
@@ -51,6 +52,32 @@ def check_source(source: Source) -> None:
         raise UsageError(
             f"{source.model} is lossy already, and what it has lost would be taken for the model's own.",
             advice="Fit the checkpoint, or a store that is still native.",
+        )
+
+
+def check_full(source: Source) -> None:
+    """Refuses to compare with a model that has other tokens.
+
+    Raises:
+        UsageError: If it is one, or lacks experts.
+        CoterieError: If it cannot be opened.
+    """
+    request = source.request
+    if request.against is None:
+        return
+    full = open_source(request.against, component=request.component, offline=request.offline)
+    if not full.complete:
+        raise UsageError(
+            f"{full.name} lacks experts: what stores are compared with is the full model.",
+            advice="Name the checkpoint, or a store that has them all: --against.",
+        )
+    ours, theirs = (
+        Processors(directory).tokenizer.get_vocab() for directory in (source.origin.directory, full.directory)
+    )
+    if ours != theirs:
+        raise UsageError(
+            f"{source.model} and {full.name} have different tokenizers: they cannot be compared.",
+            advice="Compare with the model that it was made from.",
         )
 
 
@@ -119,7 +146,7 @@ def check_apart(source: Source, division: Division) -> None:
     if division.held_out:
         return
     calibration = Calibration(material=division.decides, tokens=request.calibration_tokens)
-    sequences = calibration.of(source.full, offline=request.offline).facts().sequences
+    sequences = calibration.of(source.model, revision=request.revision, offline=request.offline).facts().sequences
     for domain, path in division.scored.items():
         text = encode(processors.tokenizer, read_text(path, filled=True), name=domain, limit=request.limit)
         share = shared(text.ids, sequences)

@@ -54,6 +54,7 @@ def commands(prepared: Prepared, made: Allocated) -> tuple[str, ...]:
         *(("--exact-match", path) for path in request.exact_match),
         ("--limit", request.limit),
         ("--calibration-tokens", request.calibration_tokens),
+        ("--against", request.against),
         ("--component", request.component),
         ("--revision", request.revision),
         ("--dense-scheme", request.dense_scheme),
@@ -63,7 +64,9 @@ def commands(prepared: Prepared, made: Allocated) -> tuple[str, ...]:
     return (
         _line("fit", [model, "-o", store], whole),
         _line("verify", [store], against),
-        _line("evaluate", [store], [("--against", model), ("--text", "TEXT"), ("--missing", missing)]),
+        _line(
+            "evaluate", [store], [("--against", request.against or model), ("--text", "TEXT"), ("--missing", missing)]
+        ),
         _line("chat", [store], running),
     )
 

@@ -65,6 +65,8 @@ class Source:
     @property
     def full(self) -> str | Path:
         """What stores are compared with: of a Hub repository the revision that is meant."""
+        if self.request.against is not None:
+            return self.request.against
         return self.model if self.request.revision is None else self.origin.directory
 
     def weights(self) -> int:

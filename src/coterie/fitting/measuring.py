@@ -11,6 +11,7 @@ from coterie.errors import MemoryBudgetError, StoreError
 from coterie.evaluate import Evaluation, Quality, evaluate
 from coterie.evaluate.evaluation import ProgressCallback
 from coterie.evaluate.paired import PairedScores
+from coterie.extraction import ProgressCallback as BytesCallback
 from coterie.fitting.making import Source
 from coterie.fitting.report import Allocated, DomainFigures, Evaluated, SpeedFacts, Uniform, Verified
 from coterie.fitting.request import FitRequest
@@ -28,7 +29,7 @@ _MOST_SHOWN = 3
 """Problems of a store that an error names."""
 
 
-def verify_store(source: Source, store: Path, progress: object = None) -> Verified:
+def verify_store(source: Source, store: Path, progress: BytesCallback | None = None) -> Verified:
     """Verifies a store, against what it was made of if that is a checkpoint.
 
     Raises:
@@ -40,7 +41,7 @@ def verify_store(source: Source, store: Path, progress: object = None) -> Verifi
         against=None if source.is_store else source.model,
         revision=request.revision,
         offline=request.offline,
-        progress=progress,  # type: ignore[arg-type]
+        progress=progress,
     )
     if not found.ok:
         listed = "; ".join(f"{one.file}, {one.place}: {one.message}" for one in found.problems[:_MOST_SHOWN])

@@ -9,7 +9,7 @@ from coterie.errors import StoreError, UsageError
 from coterie.evaluate.planning import DEFAULT_CONTEXT
 from coterie.files.json_text import JsonLimits, read_json_object
 from coterie.files.naming import check_new_name
-from coterie.fitting.checks import check_apart, check_kinds, check_source
+from coterie.fitting.checks import check_apart, check_full, check_kinds, check_source
 from coterie.fitting.costs import FitPlan, stage_plans
 from coterie.fitting.held_out import Division, divide
 from coterie.fitting.making import Source
@@ -105,6 +105,7 @@ class Prepared:
         """Refuses what cannot succeed; gives the size as far as it is known without measuring."""
         request = self.request
         check_source(self.source)
+        check_full(self.source)
         sizing = self.sizer.choose(bits=request.bits, domains=request.domains, machine=machine, measure=False)
         self.sizer.check_running(request.work_nbytes, DEFAULT_CONTEXT, "--work-memory")
         check_kinds(self.source, request.material)

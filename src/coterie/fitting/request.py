@@ -40,6 +40,7 @@ class FitRequest:
         compare: Whether a uniform store is made, too.
         measure: Whether speed is measured.
         work_memory: Ceiling for the process while it works; None for ``memory``.
+        against: The full model that stores are compared with; None for the one that they are made of.
         component: Only this part of a checkpoint.
         revision: Of a Hub repository.
         offline: Use only what is on this machine.
@@ -61,6 +62,7 @@ class FitRequest:
     compare: bool = True
     measure: bool = True
     work_memory: str | int | None = None
+    against: str | Path | None = None
     component: str | None = None
     revision: str | None = None
     offline: bool = False
@@ -121,6 +123,7 @@ class FitRequest:
             "modalities": ",".join(self.modalities),
             "dense scheme": str(self.dense_scheme),
             "compare": str(self.compare),
+            "full model": str(self.against),
             "texts apart": str(bool(self.texts)),
             "texts": _digest_of(self.texts) if self.texts else "held out",
             "questions": ",".join(digest(path)[:16] for path in self.exact_match),

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from coterie.errors import MemoryBudgetError, UsageError
-from coterie.fitting.report import Candidate, Sizing
+from coterie.fitting.report import Aim, Candidate, Sizing
 from coterie.inspection.what_fits import process_nbytes
-from coterie.planner import Forecast, Machine, measure_machine
+from coterie.planner import Forecast, HitRates, Machine, measure_machine
 from coterie.planner.asked import Asked, open_asked
 from coterie.planner.basis import by_profile, without_text
 from coterie.planner.machine import Tell
@@ -246,7 +246,7 @@ class Sizer:
 
     def _sizing(
         self,
-        aim: str,
+        aim: Aim,
         about: float,
         room: int,
         share: float,
@@ -259,7 +259,7 @@ class Sizer:
         contents = self._asked.contents
         experts = expert_bytes or int(about * contents.footprint.experts / self._base.subject.bits)
         return Sizing(
-            aim=aim,  # type: ignore[arg-type]
+            aim=aim,
             bits=bits,
             expert_bytes=expert_bytes,
             about_bits=round(about, 2),
@@ -281,7 +281,7 @@ class Sizer:
     def _scaled(self, bits: float) -> Subject:
         return self._base.subject.with_experts_scaled(bits / self._base.subject.bits)
 
-    def _profiled(self, profile: str | Path, domains: Sequence[str]):  # type: ignore[no-untyped-def]
+    def _profiled(self, profile: str | Path, domains: Sequence[str]) -> HitRates:
         try:
             return by_profile(self._native, profile, domains, self._base.subject, DEFAULT_POLICY)
         except UsageError:

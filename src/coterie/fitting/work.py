@@ -46,7 +46,7 @@ DEPENDS: Mapping[str, tuple[str, ...]] = {
     "store": ("modalities",),
     "verify": (),
     "uniform": ("compare",),
-    "evaluate": ("texts", "questions", "limit"),
+    "evaluate": ("texts", "questions", "limit", "full model"),
     "speed": (),
 }
 """Stage → the settings that it depends on, beside those of all stages before it."""
