@@ -142,7 +142,15 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_the_fewest_experts_are_two_or_all() -> None:
     shape = ContextShape(
-        hidden=1, attention=1, kv_per_token=1, intermediate=1, experts=4, top_k=1, vocabulary=1, itemsize=2
+        hidden=1,
+        attention=1,
+        kv_per_token=1,
+        kv_per_copy=1,
+        intermediate=1,
+        experts=4,
+        top_k=1,
+        vocabulary=1,
+        itemsize=2,
     )
     facts = {"dense": 0, "shape": shape, "reading": 0, "dequantising": 0, "record": 100, "all_experts": 400}
     assert [Footprint(**facts, experts=count).least_experts for count in (0, 100, 200, 300)] == [0, 100, 200, 200]

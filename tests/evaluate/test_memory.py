@@ -24,6 +24,7 @@ def source(dense: int, experts: int, record: int):
         hidden=2048,
         attention=4096,
         kv_per_token=96 << 10,
+        kv_per_copy=2 << 10,
         intermediate=768,
         experts=128,
         top_k=8,

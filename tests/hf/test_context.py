@@ -72,13 +72,15 @@ def test_what_speaks_counts_apart() -> None:
     text, talker = config.thinker_config.text_config, config.talker_config
     written = 2 * text.num_hidden_layers * 2 * text.num_key_value_heads * text.head_dim
     assert shape.text_kv_per_token == written
-    assert shape.text_kv_bytes(10) == 10 * written * 3 // 2
+    assert shape.kv_per_copy == written // text.num_hidden_layers
+    assert shape.text_kv_bytes(10) == 10 * written * 9 // 8 + 10 * shape.kv_per_copy
     # A code predictor begins anew with each frame: it has keys and values of a frame's codes, however long it speaks.
     predictor = talker.code_predictor_config
     kept = 2 * 4 * predictor.num_hidden_layers * 2 * predictor.num_key_value_heads * predictor.head_dim
-    assert speech.predictor_kv == kept
+    assert speech.predictor_kv == 2 * kept
     talkers = 2 * talker.text_config.num_hidden_layers * 2 * talker.text_config.num_key_value_heads * 16
-    assert shape.speech_kv_bytes(10) == (10 * talkers + kept) * 3 // 2
+    copied = 10 * talkers // talker.text_config.num_hidden_layers
+    assert shape.speech_kv_bytes(10) == 10 * talkers * 9 // 8 + copied + 2 * kept
     assert shape.kv_bytes(10) == shape.text_kv_bytes(10) + shape.speech_kv_bytes(10)
     # Two hidden states of the thinker for each token.
     assert speech.kept_per_token == 2 * text.hidden_size * 2

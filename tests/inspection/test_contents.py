@@ -93,7 +93,15 @@ def test_what_a_budget_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coterie.inspection.what_fits.process_memory", lambda: SimpleNamespace(total=0))
     sizes, margin = [100] * 10, 64 * 2**20
     shape = ContextShape(
-        hidden=1, attention=1, kv_per_token=1, intermediate=1, experts=10, top_k=2, vocabulary=10, itemsize=2
+        hidden=1,
+        attention=1,
+        kv_per_token=1,
+        kv_per_copy=1,
+        intermediate=1,
+        experts=10,
+        top_k=2,
+        vocabulary=10,
+        itemsize=2,
     )
     footprint = Footprint(dense=50, shape=shape, reading=3, dequantising=4, record=100, experts=1000, all_experts=1000)
     nothing = memory_fit(1, footprint, context=1, record_sizes=sizes, working_set_nbytes=200)

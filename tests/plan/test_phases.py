@@ -16,11 +16,19 @@ MIB = 1 << 20
 GIB = 1 << 30
 TOKENS = 1024
 TALKER = ContextShape(
-    hidden=512, attention=512, kv_per_token=1 << 12, intermediate=512, experts=8, top_k=2, vocabulary=1000, itemsize=2
+    hidden=512,
+    attention=512,
+    kv_per_token=1 << 12,
+    kv_per_copy=1 << 9,
+    intermediate=512,
+    experts=8,
+    top_k=2,
+    vocabulary=1000,
+    itemsize=2,
 )
 SHAPE = ContextShape(
-    hidden=2048, attention=4096, kv_per_token=5 << 12, intermediate=3072, experts=128, top_k=8, vocabulary=8192,
-    itemsize=2, encoder_per_token=1 << 20,
+    hidden=2048, attention=4096, kv_per_token=5 << 12, kv_per_copy=5 << 9, intermediate=3072, experts=128, top_k=8,
+    vocabulary=8192, itemsize=2, encoder_per_token=1 << 20,
     speech=SpeechShape(talker=TALKER, predictor_kv=1 << 16, kept_per_token=8192, vocoder_per_frame=4 * MIB),
 )  # fmt: skip
 FOOTPRINT = Footprint(
@@ -52,7 +60,7 @@ def test_experts_have_what_parts_leave_and_lend_it_while_these_are_needed() -> N
     plan = divide(8 * GIB, FOOTPRINT, TOKENS, process=PROCESS + FOOTPRINT.lasting, by_phase=True, **KERNELS)
     whole = divide(8 * GIB, FOOTPRINT, TOKENS, process=PROCESS + FOOTPRINT.dense, **KERNELS)
     assert plan.rest + plan.margin + plan.arena == 8 * GIB
-    assert plan.kv_cache == 1.5 * (1 << 14) * TOKENS
+    assert plan.kv_cache == (1.125 * (1 << 14) + (5 << 9)) * TOKENS
     assert plan.activations == SHAPE.text_bytes(TOKENS)
     # An encoder takes more than layers do, by so much; they never run at the same time.
     assert plan.lent["encoding"] == 2200 * MIB + 1024 * MIB - plan.activations

@@ -33,7 +33,7 @@ from coterie.integration import Attachment, install_guards, register, strip_plug
 from coterie.passes import let_go_after_failure, process_neighbours
 from coterie.plan.compiled import bound_compiled_kernels, leave_kernels_unbounded
 from coterie.plan.cpu import usable_cores
-from coterie.plan.heap import share_one_heap
+from coterie.plan.heap import ask_for_huge_pages, settle_heap
 from coterie.plan.machine import default_memory_budget, memory_limits
 from coterie.spec import format_bytes, parse_bytes
 from coterie.spec.opening import Opening
@@ -61,6 +61,7 @@ def open_streamed(path: str | Path, opening: Opening, alteration: Alteration | N
     # One at a time: what is free is measured and then promised, and transformers changes torch's default dtype.
     with _LOADING, moved("coterie.engine.opening"):
         check_release()
+        ask_for_huge_pages()
         model = _open(path, opening, alteration)
     if opening.threads is not None:
         _warn_many(opening.threads)
@@ -97,7 +98,7 @@ def _open(path: str | Path, opening: Opening, alteration: Alteration | None) -> 
         # What experts have no use for is there, too.
         room = first.arena + first.spare(first.arena) - source.footprint.least_experts
         bound_compiled_kernels(budget)
-        share_one_heap()
+        settle_heap()
     register()
     attachment = Attachment(
         num_experts=source.num_experts,

@@ -64,7 +64,8 @@ def _shape(
     return ContextShape(
         hidden=max(_needed(p, "hidden_size", "d_model", "n_embd") for p in parts),
         attention=max(_heads(p) * _head_dim(p) for p in parts),
-        kv_per_token=sum(_kv_of_layers(p) for p in parts) * itemsize,
+        kv_per_token=sum(sum(_kv_widths(p)) for p in parts) * itemsize,
+        kv_per_copy=max(max(_kv_widths(p), default=0) for p in parts) * itemsize,
         intermediate=max(
             _number(p, "intermediate_size", "ffn_hidden_size", "d_ff", "moe_intermediate_size") for p in parts
         ),
@@ -102,7 +103,7 @@ def _speech_shape(
     groups = _number(predictor, "num_code_groups")
     return SpeechShape(
         talker=_shape([talker.get_text_config(decoder=True)], [found], itemsize, found[0]),
-        predictor_kv=groups * _kv_of_layers(predictor) * itemsize,
+        predictor_kv=2 * groups * sum(_kv_widths(predictor)) * itemsize,
         kept_per_token=0 if whole is None else 2 * _number(talker, "thinker_hidden_size") * itemsize,
         vocoder_per_frame=0 if vocoder is None else SpeechShape.frame_nbytes(_widest_stage(vocoder), itemsize),
     )
@@ -199,11 +200,11 @@ def _mla_key_dim(config: Any) -> int:
     return _number(config, "qk_nope_head_dim") + _number(config, "qk_rope_head_dim")
 
 
-def _kv_of_layers(config: Any) -> int:
+def _kv_widths(config: Any) -> list[int]:
     count, each = _layers(config), getattr(config, "per_layer_config", None)
     if each is not None and len(each) == count:
-        return sum(map(_kv_width, each))
-    return count * _kv_width(config)
+        return [_kv_width(one) for one in each]
+    return [_kv_width(config)] * count
 
 
 def _kv_width(config: Any) -> int:

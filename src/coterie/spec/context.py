@@ -61,8 +61,8 @@ class SpeechShape:
         return 2 * kept + max(self.talker.activation_bytes(tokens), VOCODER_FRAMES * self.vocoder_per_frame)
 
 
-def _with_copies(nbytes: int) -> int:
-    return nbytes + nbytes // 2
+def _growing(nbytes: int) -> int:
+    return nbytes + nbytes // 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +73,7 @@ class ContextShape:
         hidden: Width of the residual stream.
         attention: Query heads × head dimension.
         kv_per_token: Bytes of keys and values per token, all layers.
+        kv_per_copy: Of these, those of the layer that has most: one layer's are copied at a time.
         intermediate: Width of the widest dense feed-forward layer.
         experts: Experts per layer.
         top_k: Experts per token.
@@ -88,6 +89,7 @@ class ContextShape:
     hidden: int
     attention: int
     kv_per_token: int
+    kv_per_copy: int
     intermediate: int
     experts: int
     top_k: int
@@ -100,21 +102,23 @@ class ContextShape:
     speech: SpeechShape | None = None
 
     def kv_bytes(self, tokens: int) -> int:
-        """Memory for the keys and values of ``tokens`` tokens, and for those that are copied while their cache grows.
+        """Memory for the keys and values of ``tokens`` tokens while their cache grows.
 
-        A cache grows layer by layer: keys, then values, are copied, and the old ones freed. A copy of half of all is
-        there at most, with two layers; with more, what is over goes to room ahead and to gaps between allocations.
+        It grows layer by layer: a layer's are copied, and the old ones freed. An eighth is for room ahead of them, and
+        for the ends of pages.
         """
         return self.text_kv_bytes(tokens) + self.speech_kv_bytes(tokens)
 
     def text_kv_bytes(self, tokens: int) -> int:
         """That of what writes alone."""
-        return _with_copies(self.text_kv_per_token * tokens)
+        return _growing(self.text_kv_per_token * tokens) + self.kv_per_copy * tokens
 
     def speech_kv_bytes(self, tokens: int) -> int:
         """That of what speaks alone."""
         speech = self.speech
-        return 0 if speech is None else _with_copies(speech.talker.kv_per_token * tokens + speech.predictor_kv)
+        if speech is None:
+            return 0
+        return _growing(speech.talker.kv_per_token * tokens) + speech.talker.kv_per_copy * tokens + speech.predictor_kv
 
     @property
     def text_kv_per_token(self) -> int:
