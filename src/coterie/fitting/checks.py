@@ -81,21 +81,44 @@ def check_full(source: Source) -> None:
         )
 
 
+def check_profile(source: Source) -> str:
+    """Refuses a profile by which bits cannot be allocated; gives the fingerprint of what decides in it.
+
+    Returns:
+        Hex digits; nothing if no profile was given.
+
+    Raises:
+        UsageError: If it lacks a domain, a modality or a layer.
+        ProfileError: If it cannot be used, or is another model's.
+    """
+    request = source.request
+    if request.profile is None:
+        return ""
+    usage = Usage.open(request.profile, source.origin.identity)
+    found = error_weights(
+        usage,
+        list(source.origin.model.banks),
+        _served(source),
+        domains=request.domains,
+        modalities=request.modalities,
+    )
+    return found.fingerprint
+
+
+def _served(source: Source) -> dict[str, frozenset[str]]:
+    """Component with experts → the modalities that it serves."""
+    components = {key.component for key in source.origin.model.banks}
+    return {name: served_modalities(source.origin.model.config, name) for name in components}
+
+
 def check_kinds(source: Source, material: Iterable[Material]) -> None:
     """Refuses domains that are not known, and kinds of tokens of which nothing would be recorded.
 
-    With a profile, it is asked; otherwise what is to be recorded is looked at.
-
     Raises:
         UsageError: If a domain or a modality is lacking.
-        ProfileError: If the profile cannot be used, or is another model's.
     """
-    request = source.request
-    banks = list(source.origin.model.banks)
-    required = {name: served_modalities(source.origin.model.config, name) for name in {key.component for key in banks}}
+    request, required = source.request, _served(source)
     if request.profile is not None:
-        usage = Usage.open(request.profile, source.origin.identity)
-        error_weights(usage, banks, required, domains=request.domains, modalities=request.modalities)
         return
     files = list(material)
     for domain in request.domains:

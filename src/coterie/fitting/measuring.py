@@ -179,9 +179,8 @@ def measure_speed(
     request = source.request
     memory = request.memory_nbytes
     planned = plan(store, memory=memory, context=context, machine=machine, offline=request.offline).budgets[0]
-    opening = Opening(
-        memory=memory, missing=missing, max_context=context, offline=request.offline, threads=request.threads
-    )
+    as_asked = Opening(memory=memory, offline=request.offline, threads=request.threads)
+    opening = replace(as_asked, missing=missing, max_context=context)
     opened = OpenModel.open(str(store), opening)
     try:
         prompt = bench.prompt_of(opened.processors.tokenizer, min(_PROMPT_TOKENS, context // 2))

@@ -9,7 +9,7 @@ from coterie.errors import StoreError, UsageError
 from coterie.evaluate.planning import DEFAULT_CONTEXT
 from coterie.files.json_text import JsonLimits, read_json_object
 from coterie.files.naming import check_new_name
-from coterie.fitting.checks import check_apart, check_full, check_kinds, check_source
+from coterie.fitting.checks import check_apart, check_full, check_kinds, check_profile, check_source
 from coterie.fitting.costs import FitPlan, stage_plans
 from coterie.fitting.held_out import Division, divide
 from coterie.fitting.making import Source
@@ -62,7 +62,8 @@ class Prepared:
         self.source = Source.open(model, request)
         origin = self.source.origin
         self.name = origin.model.name
-        self.settings = request.settings(f"{origin.integrity} {origin.made_from}".strip())
+        fingerprint = f"{origin.integrity} {origin.made_from}".strip()
+        self.settings = request.settings(fingerprint, check_profile(self.source))
         self.sizer = Sizer(
             model,
             request.memory_nbytes,

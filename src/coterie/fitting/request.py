@@ -104,16 +104,17 @@ class FitRequest:
         """The ceiling while it works, in bytes."""
         return parse_bytes(self.memory if self.work_memory is None else self.work_memory, what="work memory")
 
-    def settings(self, model: str) -> dict[str, str]:
+    def settings(self, model: str, profile: str) -> dict[str, str]:
         """What decides the result, each as a text: equal if and only if a stage that is finished can be used again.
 
         Args:
             model: Fingerprint of the model.
+            profile: That of what decides in the profile that was given; empty if none was.
         """
         return {
             "model": model,
             "component": str(self.component),
-            "profile": "recorded" if self.profile is None else str(self.profile),
+            "profile": profile or "recorded",
             "calibration": _digest_of(self.material),
             "calibration tokens": str(self.calibration_tokens),
             "memory": str(self.memory_nbytes),

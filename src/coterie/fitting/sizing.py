@@ -92,11 +92,6 @@ class Sizer:
             self._base = replace(self._base, subject=subject)
 
     @property
-    def subject(self) -> Subject:
-        """The part of the model whose speed is meant, as it would be in ``int4``."""
-        return self._base.subject
-
-    @property
     def place(self) -> Path:
         """Where experts would be read from."""
         return self._asked.place
@@ -151,7 +146,7 @@ class Sizer:
         fit = base.fit(self._memory)
         if bits is not None:
             self._check_fewer(bits)
-            return self._asked_for(bits, domains)
+            return self._asked_for(bits)
         native = self._forecast(self._native).fit(self._memory)
         if native.expert_nbytes >= self._native.contents.footprint.experts:
             raise UsageError(
@@ -215,7 +210,7 @@ class Sizer:
             "speed", chosen.bits, room, chosen.share, why, bits=chosen.bits, candidates=tuple(candidates)
         )
 
-    def _asked_for(self, bits: float, domains: Sequence[str]) -> Sizing:
+    def _asked_for(self, bits: float) -> Sizing:
         self._check_runs(bits)
         there = replace(self._base, subject=self._scaled(bits))
         fit = there.fit(self._memory)
