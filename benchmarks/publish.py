@@ -17,7 +17,16 @@ PAGES = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / name
-        for name in ("benchmarks.md", "curves.md", "drop-cold.md", "planning.md", "sizes.md", "speech.md", "speed.md")
+        for name in (
+            "benchmarks.md",
+            "curves.md",
+            "drop-cold.md",
+            "fit.md",
+            "planning.md",
+            "sizes.md",
+            "speech.md",
+            "speed.md",
+        )
     ),
 )
 UNKNOWN = "Not measured yet.\n"

@@ -29,6 +29,7 @@ API_MODULES = (
     "coterie.analysis",
     "coterie.curves",
     "coterie.evaluate",
+    "coterie.fitting",
     "coterie.planner",
     "coterie.profiles",
     "coterie.spec",

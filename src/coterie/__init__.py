@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from coterie import analysis, calibration, curves, errors, evaluate, planner, profiles, survey
+    from coterie import analysis, calibration, curves, errors, evaluate, fitting, planner, profiles, survey
     from coterie.engine import load
     from coterie.exporting import export
     from coterie.extraction import Allocation, extract, prune, quantize
@@ -58,7 +58,9 @@ _HOMES: dict[str, str] = {
 }
 """Public name -> the module that defines it. Listed for type checkers under ``TYPE_CHECKING`` above, too."""
 
-_SUBMODULES = frozenset({"analysis", "calibration", "curves", "errors", "evaluate", "planner", "profiles", "survey"})
+_SUBMODULES = frozenset(
+    {"analysis", "calibration", "curves", "errors", "evaluate", "fitting", "planner", "profiles", "survey"}
+)
 
 __all__ = [
     "Allocation",
@@ -80,6 +82,7 @@ __all__ = [
     "evaluate",
     "export",
     "extract",
+    "fitting",
     "inspect",
     "load",
     "planner",

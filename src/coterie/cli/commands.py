@@ -38,6 +38,9 @@ COMMANDS = (
     CommandEntry("doctor", "coterie.cli.doctor", "Examine this machine: processor, memory, disk, versions; advise."),
     CommandEntry("extract", "coterie.cli.extract", "Make a store of a checkpoint, or add experts to one."),
     CommandEntry("quantize", "coterie.cli.quantize", "Make a smaller store of a store or a checkpoint."),
+    CommandEntry(
+        "fit", "coterie.cli.fit", "Make the best store of a model for your memory, and measure what it loses."
+    ),
     CommandEntry("prune", "coterie.cli.prune", "Make a store with fewer experts, chosen by what a profile recorded."),
     CommandEntry("export", "coterie.cli.export", "Make a checkpoint of a store, for transformers and other engines."),
     CommandEntry("inspect", "coterie.cli.inspect", "Show what a store or checkpoint holds."),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from coterie.curves import CurveProgress
+    from coterie.fitting import FitProgress
 
 _PLAIN_PROGRESS_SECONDS = 10.0
 _ROOM_FOR_A_BAR = 90
@@ -142,6 +143,55 @@ def _point_lines() -> Callable[[CurveProgress], None]:
         if found.tokens is None and (not told or told[-1].done < found.done):
             told[:] = [found]
             print_note(f"{found.done} of {found.total} points: {found.setting.label}")
+
+    return tell
+
+
+@contextmanager
+def fit_progress() -> Iterator[Callable[[FitProgress], None]]:
+    """Shows which stage of a fit is under way and how far it is: a bar in a terminal, else a line for each.
+
+    Yields:
+        What to tell.
+    """
+    if not sys.stderr.isatty():
+        yield _stage_lines()
+        return
+    from rich import progress as bar
+
+    columns = (_name_column(), bar.BarColumn(), bar.TaskProgressColumn(), bar.TimeRemainingColumn())
+    with _bar(*columns) as shown:
+        task = shown.add_task("opening", total=None)
+        label = ""
+
+        def tell(found: FitProgress) -> None:
+            nonlocal label
+            now = _stage_label(found)
+            if now != label:
+                label = now
+                shown.reset(task, description=label, total=found.total)
+            shown.update(task, completed=found.done or 0, total=found.total)
+
+        yield tell
+
+
+def _stage_label(found: FitProgress) -> str:
+    what = f": {found.what}" if found.what else ""
+    return f"stage {found.number} of {found.stages}, {found.stage}{what}"
+
+
+def _stage_lines() -> Callable[[FitProgress], None]:
+    told: set[str] = set()
+    last = time.monotonic()
+
+    def tell(found: FitProgress) -> None:
+        nonlocal last
+        label, now = _stage_label(found), time.monotonic()
+        share = f", {found.done / found.total:.0%}" if found.done is not None and found.total else ""
+        if label not in told or now - last >= _PLAIN_PROGRESS_SECONDS:
+            told.add(label)
+            last = now
+            print_note(f"{label}{share}")
 
     return tell
 

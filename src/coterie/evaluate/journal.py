@@ -172,6 +172,27 @@ class Journal:
         )
 
 
+def read_windows(path: str | Path) -> tuple[dict[str, Any], dict[tuple[int, int], TokenScores]]:
+    """What a finished evaluation has kept: of what it is, and the scores of each window, by text and window.
+
+    Raises:
+        InputError: If it cannot be read.
+        UsageError: If it is no journal.
+    """
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.", path=path) from error
+    try:
+        header, *records = [parse_json(line, _LINE) for line in lines]
+        found = [_finished(record) for record in records]
+        return dict(header), {
+            key: one.scores for key, one in found if isinstance(key, tuple) and isinstance(one, Finished)
+        }
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise UsageError(f"{path} is no record of an evaluation.", path=path) from error
+
+
 def _finished(record: Mapping[str, Any]) -> tuple[Key, Finished | Continued]:
     if "prompt" in record:
         full_ids = record["full_ids"]

@@ -22,7 +22,7 @@ from coterie.records import RecordReader
 from coterie.spec import ExpertKey, RecordLayout
 from coterie.spec.encodings import NATIVE, schemes_named
 from coterie.store import DenseTensor, Problem, Store
-from coterie.store.names import MAX_SIDE_FILE_BYTES
+from coterie.store.names import CARD, FIT_FACTS, MAX_SIDE_FILE_BYTES
 from coterie.store.verification import ProblemKind
 
 _THREADS = 2
@@ -171,7 +171,10 @@ class Comparison:
     def _compare_files(self, store: Store) -> None:
         originals = self._origin.side_files()
         changed = self._origin.changed_files()
+        fitted = FIT_FACTS in {facts.file for facts in store.manifest.files}
         for facts in store.manifest.files:
+            if fitted and facts.file in (FIT_FACTS, CARD):
+                continue  # they say what was made of the checkpoint
             if facts.file not in originals and facts.file not in changed:
                 self._add("foreign", facts.file, "the file itself", f"the checkpoint has no file {facts.file!r}")
                 continue

@@ -33,6 +33,7 @@ from coterie.spec.dense_schemes import DenseSchemes
 from coterie.spec.encodings import NATIVE
 from coterie.store import AllocationFacts, Bank, CalibrationFacts, RecordErrors, Store
 from coterie.store.manifest_json import manifest_bytes
+from coterie.store.names import CARD, FIT_FACTS
 
 _TENSORS_PER_EXPERT = 6
 """More than any expert has: three matrices, each with a bias or scales."""
@@ -142,8 +143,13 @@ class StoreOrigin:
         return self.store.banks[bank].sources
 
     def side_files(self) -> Mapping[str, Path]:
-        """Those that the manifest names."""
-        return {facts.file: self.store.path / facts.file for facts in self.store.manifest.files}
+        """Those that the manifest names; without the card of a fit, whose figures are of this store alone."""
+        files = {facts.file: self.store.path / facts.file for facts in self.store.manifest.files}
+        return (
+            {name: path for name, path in files.items() if name not in (FIT_FACTS, CARD)}
+            if FIT_FACTS in files
+            else files
+        )
 
     def changed_files(self) -> Mapping[str, bytes]:
         """None: they are as a store has them."""

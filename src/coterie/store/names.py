@@ -14,6 +14,11 @@ CALIBRATION = ".coterie.calibration"
 EXPERTS = "experts"
 DENSE_INDEX = "dense.safetensors.index.json"
 
+CARD = "README.md"
+"""A model's card. Of a store that was made by `coterie fit`, that card has what follows in words."""
+FIT_FACTS = "coterie-fit.json"
+"""What a fit found: what the store was made for, and what it loses. It is about this store, and no other."""
+
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 """Components and banks."""
 

@@ -1,0 +1,204 @@
+"""The stores of a fit: the one whose bits are allocated, and a uniform one of the same size."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coterie.calibration import Calibration
+from coterie.extraction import Allocation, AllocationReport, ExtractionReport, ProgressCallback, extract, quantize
+from coterie.extraction.allocation import Choice, ComponentChoices
+from coterie.fitting.report import Allocated, StoreFacts, Uniform
+from coterie.fitting.request import FitRequest
+from coterie.origins import CheckpointOrigin, Origin, StoreOrigin
+from coterie.origins.store_or_checkpoint import store_path
+from coterie.spec import ExpertKey
+from coterie.spec.parameters import weight_count
+from coterie.store import Store
+
+_SEED = 1
+"""Of the draw that says which experts of a uniform store between two schemes have which."""
+
+_NEAR = 0.005
+"""Bits per weight that are no difference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a store is made of.
+
+    Attributes:
+        model: As the user names it.
+        origin: The same, opened.
+        request: What is asked for.
+    """
+
+    model: str | Path
+    origin: Origin
+    request: FitRequest
+
+    @classmethod
+    def open(cls, model: str | Path, request: FitRequest) -> Source:
+        """Opens a checkpoint or a store; downloads the routers of one on the Hub.
+
+        Raises:
+            CoterieError: If it cannot be opened.
+        """
+        path = store_path(model)
+        origin: Origin
+        if path is not None:
+            origin = StoreOrigin.open(path)
+        else:
+            origin = CheckpointOrigin.open(
+                model, component=request.component, revision=request.revision, offline=request.offline
+            )
+        return cls(model=model, origin=origin, request=request)
+
+    @property
+    def is_store(self) -> bool:
+        """Whether it is a store."""
+        return isinstance(self.origin, StoreOrigin)
+
+    @property
+    def full(self) -> str | Path:
+        """What stores are compared with: of a Hub repository the revision that is meant."""
+        if self.request.against is not None:
+            return self.request.against
+        return self.model if self.request.revision is None else self.origin.directory
+
+    def weights(self) -> int:
+        """Weights of all its experts."""
+        return sum(weight_count(self.origin.layout(key)) for key in self.origin.keys())
+
+    def make(self, store: Path, how: Mapping[str, Any], progress: ProgressCallback | None) -> ExtractionReport:
+        """Makes a store of it, or goes on with one.
+
+        Args:
+            store: Its directory.
+            how: The schemes or the allocation, and the calibration, as :func:`coterie.extract` takes them.
+            progress: Told about bytes and time left.
+        """
+        request = self.request
+        if self.is_store:
+            return quantize(
+                self.model, store, **how, dense_scheme=request.dense_scheme, offline=request.offline, progress=progress
+            )
+        return extract(
+            self.model,
+            store,
+            **how,
+            component=request.component,
+            dense_scheme=request.dense_scheme,
+            revision=request.revision,
+            offline=request.offline,
+            progress=progress,
+        )
+
+
+def make_allocated(
+    source: Source, store: Path, allocation: Allocation, calibration: Calibration, progress: ProgressCallback | None
+) -> Allocated:
+    """Makes the store, or goes on with it.
+
+    Raises:
+        CoterieError: As :func:`coterie.extract` does.
+    """
+    report = source.make(store, {"allocation": allocation, "calibration": calibration}, progress)
+    assert report.allocation is not None, "bits were allocated"
+    return Allocated(store=_facts(source, report), allocation=report.allocation)
+
+
+def make_uniform(
+    source: Source, store: Path, like: AllocationReport, calibration: Calibration, progress: ProgressCallback | None
+) -> Uniform:
+    """Makes a store whose experts all have the same bits, and together as many as those of an allocation.
+
+    Between two schemes, experts that are drawn at random have the larger one, as many as fit. Codes are calibrated as
+    those of the other store.
+
+    Raises:
+        CoterieError: As :func:`coterie.extract` does.
+    """
+    schemes: dict[str, str] = {}
+    names, same, error, asked = [], True, 0.0, 0.0
+    total = sum(one.weights for one in like.components)
+    for one in like.components:
+        keys = sorted(key for key in source.origin.keys() if key.component == one.component)
+        found = _mix(one, keys)
+        schemes |= {str(key): scheme for key, scheme in found.schemes.items()}
+        names.append(found.name if len(like.components) == 1 else f"{one.component}: {found.name}")
+        same = same and found.same_size
+        error += found.error * one.weights / total
+        asked += found.asked
+    how = {"expert_schemes": {"schema_version": 1, "experts": schemes}, "calibration": calibration}
+    report = source.make(store, how, progress)
+    return Uniform(name="; ".join(names), same_size=same, asked_nbytes=asked, error=error, store=_facts(source, report))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Mix:
+    """The schemes of a component's experts in a uniform store."""
+
+    name: str
+    schemes: dict[ExpertKey, str]
+    same_size: bool
+    error: float
+    asked: float
+
+
+def _mix(component: ComponentChoices, keys: list[ExpertKey]) -> _Mix:
+    """As many bits as the allocation has, or the nearest scheme where none is so small or so large."""
+    wanted = component.allocation.bits
+    below = next((one for one in component.uniform if one.bits <= wanted), None)
+    above = next((one for one in component.uniform if one.bits > wanted), None)
+    alone = below or above
+    assert alone is not None, "there are schemes"
+    if below is None or above is None or wanted - below.bits < _NEAR:
+        return _Mix(
+            name=alone.name,
+            schemes=dict.fromkeys(keys, alone.name),
+            same_size=abs(wanted - alone.bits) < _NEAR,
+            error=alone.error,
+            asked=alone.asked_nbytes,
+        )
+    share = (wanted - below.bits) / (above.bits - below.bits)
+    drawn = list(keys)
+    random.Random(_SEED).shuffle(drawn)
+    more = set(drawn[: int(share * len(keys))])
+
+    def between(part: str) -> float:
+        low, high = float(getattr(below, part)), float(getattr(above, part))
+        return low + len(more) / len(keys) * (high - low)
+
+    return _Mix(
+        name=_in_words(below, above, len(keys) - len(more), len(more)),
+        schemes={key: above.name if key in more else below.name for key in keys},
+        same_size=True,
+        error=between("error"),
+        asked=between("asked_nbytes"),
+    )
+
+
+def _in_words(below: Choice, above: Choice, fewer: int, more: int) -> str:
+    if not more:
+        return below.name
+    return f"{above.name} for {more} experts drawn at random, {below.name} for the other {fewer}"
+
+
+def _facts(source: Source, report: ExtractionReport) -> StoreFacts:
+    store = Store.open(report.store)
+    payload = sum(store.layout(key).payload_nbytes for key in store.keys())
+    calibration = store.manifest.calibration
+    return StoreFacts(
+        experts_present=report.experts_present,
+        experts_total=report.experts_total,
+        store_nbytes=sum(file.nbytes for file in report.files),
+        expert_nbytes=store.manifest.expert_nbytes,
+        bits=8 * payload / source.weights(),
+        dense_scheme=report.dense_scheme,
+        calibration_tokens={} if calibration is None else dict(calibration.tokens),
+        seconds=report.seconds,
+    )

@@ -1,0 +1,203 @@
+"""What a fit measures: how far its stores are from the full model, and how fast the one is that was wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from coterie import bench
+from coterie.errors import MemoryBudgetError, StoreError
+from coterie.evaluate import Evaluation, Quality, evaluate
+from coterie.evaluate.evaluation import ProgressCallback
+from coterie.evaluate.paired import PairedScores
+from coterie.extraction import ProgressCallback as BytesCallback
+from coterie.fitting.making import Source
+from coterie.fitting.report import Allocated, DomainFigures, Evaluated, SpeedFacts, Uniform, Verified
+from coterie.fitting.request import FitRequest
+from coterie.generation.opened import OpenModel
+from coterie.inspection import verify
+from coterie.planner import Machine, plan
+from coterie.spec import format_bytes
+from coterie.spec.defaults import Missing
+from coterie.spec.opening import Opening
+
+ALL = "all"
+_PROMPT_TOKENS, _NEW_TOKENS = 64, 32
+"""Of the generations whose speed is measured: as `coterie bench` has it."""
+_MOST_SHOWN = 3
+"""Problems of a store that an error names."""
+
+
+def verify_store(source: Source, store: Path, progress: BytesCallback | None = None) -> Verified:
+    """Verifies a store, against what it was made of if that is a checkpoint.
+
+    Raises:
+        StoreError: If anything is wrong with it.
+    """
+    request = source.request
+    found = verify(
+        store,
+        against=None if source.is_store else source.model,
+        revision=request.revision,
+        offline=request.offline,
+        progress=progress,
+    )
+    if not found.ok:
+        listed = "; ".join(f"{one.file}, {one.place}: {one.message}" for one in found.problems[:_MOST_SHOWN])
+        raise StoreError(
+            f"The store is not what was to be written: {listed}.",
+            advice=f"Remove {store}, and give the same command again. If it happens again, examine memory and disk.",
+            path=store,
+        )
+    return Verified(
+        files=found.files,
+        experts=found.experts,
+        absent_experts=found.absent_experts,
+        compared_experts=found.compared_experts,
+        against=found.against,
+    )
+
+
+def evaluate_store(
+    source: Source,
+    store: Path,
+    texts: Mapping[str, Path],
+    *,
+    missing: Missing | None,
+    kept: Path,
+    journal: Path,
+    progress: ProgressCallback | None,
+) -> Evaluation:
+    """Evaluates a store on texts and questions beside the full model, whose logits are kept.
+
+    Args:
+        source: What it was made of.
+        store: The store.
+        texts: Domain → text.
+        missing: What is done about experts that were left out.
+        kept: Where the full model's logits are kept.
+        journal: Where the scores of finished windows are.
+        progress: Told after every window.
+    """
+    request = source.request
+    found = evaluate(
+        store,
+        list(texts.values()),
+        against=source.full,
+        reference=kept,
+        limit=request.limit,
+        exact_match=request.exact_match,
+        memory=request.work_nbytes,
+        component=request.component,
+        missing=missing,
+        offline=request.offline,
+        threads=request.threads,
+        journal=journal,
+        progress=progress,
+    )
+    # Where the texts are for a while is nobody's business later.
+    named = (replace(text, name=domain) for domain, text in zip(texts, found.texts, strict=True))
+    return replace(found, texts=tuple(named))
+
+
+def side_by_side(
+    request: FitRequest,
+    texts: Mapping[str, Path],
+    made: Allocated,
+    found: Evaluation,
+    uniform: tuple[Uniform, Evaluation] | None,
+    journals: tuple[Path, Path],
+) -> Evaluated:
+    """The figures of each domain, and of all of them together, beside the uniform store's.
+
+    Args:
+        request: What was asked for.
+        texts: Domain → text, as they were evaluated.
+        made: The store.
+        found: Its evaluation.
+        uniform: The uniform store and its evaluation; None if there is none.
+        journals: The journals of both evaluations.
+    """
+    domains = list(texts)
+    paired = None if uniform is None else PairedScores(*journals)
+    expected = None if uniform is None else _expected_ratio(made, uniform[0])
+    asked = [number for number, domain in enumerate(domains) if domain in request.domains]
+    named = " and ".join(domains[number] for number in asked)
+
+    def figures(name: str, numbers: list[int], quality: Quality | None) -> DomainFigures:
+        beside = None if paired is None else paired.compare(name, numbers)
+        known = not request.domains or set(numbers) <= set(asked)
+        kld = None if quality is None or quality.comparison is None else quality.comparison.kld
+        if kld is None:
+            assert beside is not None, "several domains are counted together where two stores are compared"
+            kld = beside.kld
+        return DomainFigures(
+            domain=name,
+            tokens=quality.tokens if quality is not None else sum(found.texts[number].tokens for number in numbers),
+            kld=kld,
+            same_top=None if quality is None or quality.comparison is None else quality.comparison.same_top,
+            predicted=expected * beside.other_kld.value if known and expected is not None and beside else None,
+            uniform=None if beside is None else beside.other_kld,
+            beside=beside,
+        )
+
+    rows = [figures(domain, [number], found.texts[number]) for number, domain in enumerate(domains)]
+    if 1 < len(asked) < len(domains) and paired is not None:
+        rows.append(figures(named, asked, None))
+    if len(domains) > 1:
+        rows.append(figures(ALL, list(range(len(domains))), found.total))
+    decisive = rows[-1].domain if not asked or len(asked) == len(domains) or paired is None else named
+    return Evaluated(
+        evaluation=found, uniform=None if uniform is None else uniform[1], figures=tuple(rows), decisive=decisive
+    )
+
+
+def _expected_ratio(made: Allocated, uniform: Uniform) -> float | None:
+    """The allocation's expected error beside that of the uniform store, which it was made least of."""
+    components = made.allocation.components
+    total = sum(one.weights for one in components)
+    error = sum(one.allocation.error * one.weights / total for one in components)
+    return error / uniform.error if uniform.error > 0 else None
+
+
+def measure_speed(
+    source: Source, store: Path, *, context: int, missing: Missing | None, machine: Machine | None
+) -> SpeedFacts:
+    """What the planner expects of a store under the budget, and what is measured.
+
+    Args:
+        source: What it was made of.
+        store: The store.
+        context: Tokens to provide for.
+        missing: What is done about experts that were left out.
+        machine: What was measured of this machine; None to measure it.
+
+    Raises:
+        MemoryBudgetError: If this process holds so much already that the model does not fit beside it.
+    """
+    request = source.request
+    memory = request.memory_nbytes
+    planned = plan(store, memory=memory, context=context, machine=machine, offline=request.offline).budgets[0]
+    as_asked = Opening(memory=memory, offline=request.offline, threads=request.threads)
+    opening = replace(as_asked, missing=missing, max_context=context)
+    opened = OpenModel.open(str(store), opening)
+    try:
+        prompt = bench.prompt_of(opened.processors.tokenizer, min(_PROMPT_TOKENS, context // 2))
+        new = min(_NEW_TOKENS, context - prompt.shape[1])
+        cold, warm = (bench.measure(opened.model, prompt, new) for _ in range(2))
+    finally:
+        opened.runtime.close()
+    if planned.hit_rate is None:
+        raise MemoryBudgetError(
+            f"The store will not run in {format_bytes(memory)}, because {planned.why_not}.",
+            budget=memory,
+            minimum=planned.memory.minimum,
+        )
+    return SpeedFacts(
+        share=planned.share,
+        hit_rate=planned.hit_rate,
+        expected=None if planned.speed is None else planned.speed.tokens_per_second,
+        cold=cold,
+        warm=warm,
+    )

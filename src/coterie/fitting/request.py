@@ -1,0 +1,138 @@
+"""What a user asks of a fit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+
+from coterie.calibration import DEFAULT_TOKENS, default_texts
+from coterie.errors import UsageError
+from coterie.fitting.held_out import digest
+from coterie.spec import parse_bytes
+from coterie.spec.dense_schemes import DenseRequest
+from coterie.survey import Material, without_repetitions
+
+DEFAULT_LIMIT = 2048
+"""Tokens that are scored of each domain where nobody says how many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitRequest:
+    """What is asked for; :func:`coterie.fit` describes each.
+
+    Attributes:
+        memory: The budget.
+        context: Tokens that it provides for; None for what opening a model provides for.
+        bits: Bits per weight; None to choose.
+        domains: Those that the store is for; empty for all.
+        modalities: Those that have a say; empty for all that the model takes or makes.
+        profile: An existing profile; None to record one.
+        material: What it is recorded of, and codes are calibrated on.
+        texts: What is scored; empty to hold it out of ``material``.
+        exact_match: Files of questions.
+        limit: The most tokens that are scored of each domain.
+        calibration_tokens: Tokens of all domains together to record and calibrate with.
+        dense_scheme: How linear layers outside experts are stored; None for the default.
+        compare: Whether a uniform store is made, too.
+        measure: Whether speed is measured.
+        work_memory: Ceiling for the process while it works; None for ``memory``.
+        against: The full model that stores are compared with; None for the one that they are made of.
+        component: Only this part of a checkpoint.
+        revision: Of a Hub repository.
+        offline: Use only what is on this machine.
+        threads: For compute.
+    """
+
+    memory: str | int
+    context: int | None = None
+    bits: float | None = None
+    domains: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+    profile: str | Path | None = None
+    material: Sequence[Material] = field(default_factory=default_texts)
+    texts: Sequence[Material] = ()
+    exact_match: tuple[Path, ...] = ()
+    limit: int = DEFAULT_LIMIT
+    calibration_tokens: int = DEFAULT_TOKENS
+    dense_scheme: str | None = None
+    compare: bool = True
+    measure: bool = True
+    work_memory: str | int | None = None
+    against: str | Path | None = None
+    component: str | None = None
+    revision: str | None = None
+    offline: bool = False
+    threads: int | None = None
+
+    def check(self) -> None:
+        """Refuses what cannot be, whatever the model.
+
+        Raises:
+            UsageError: If a value is out of range, or there is nothing to record or to score.
+        """
+        parse_bytes(self.memory, what="memory")
+        if self.work_memory is not None:
+            parse_bytes(self.work_memory, what="work memory")
+        if self.bits is not None and not (isfinite(self.bits) and 0 < self.bits <= 64):
+            raise UsageError(f"{self.bits} is not a number of bits per weight.", advice="Write it like 3.5.")
+        for name in ("context", "limit", "calibration_tokens", "threads"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise UsageError(f"{name} must be at least 1, not {number}.", got=number)
+        if not any(one.kind == "text" for one in self.material):
+            raise UsageError(
+                "There is no text to calibrate with.",
+                advice="Give texts (--calibrate DOMAIN=PATH), or leave it out for those that come with Coterie.",
+            )
+        if any(one.kind != "text" for one in self.texts):
+            raise UsageError(
+                "Divergence is measured on texts.", advice="Questions about sounds and pictures go to --exact-match."
+            )
+        DenseRequest.parse(self.dense_scheme)
+
+    @property
+    def memory_nbytes(self) -> int:
+        """The budget in bytes."""
+        return parse_bytes(self.memory, what="memory")
+
+    @property
+    def work_nbytes(self) -> int:
+        """The ceiling while it works, in bytes."""
+        return parse_bytes(self.memory if self.work_memory is None else self.work_memory, what="work memory")
+
+    def settings(self, model: str, profile: str) -> dict[str, str]:
+        """What decides the result, each as a text: equal if and only if a stage that is finished can be used again.
+
+        Args:
+            model: Fingerprint of the model.
+            profile: That of what decides in the profile that was given; empty if none was.
+        """
+        return {
+            "model": model,
+            "component": str(self.component),
+            "profile": profile or "recorded",
+            "calibration": _digest_of(self.material),
+            "calibration tokens": str(self.calibration_tokens),
+            "memory": str(self.memory_nbytes),
+            "context": str(self.context),
+            "bits": str(self.bits),
+            "domains": ",".join(self.domains),
+            "modalities": ",".join(self.modalities),
+            "dense scheme": str(self.dense_scheme),
+            "compare": str(self.compare),
+            "full model": str(self.against),
+            "texts apart": str(bool(self.texts)),
+            "texts": _digest_of(self.texts) if self.texts else "held out",
+            "questions": ",".join(digest(path)[:16] for path in self.exact_match),
+            "limit": str(self.limit),
+            "speed": str(self.measure),
+        }
+
+
+def _digest_of(material: Sequence[Material]) -> str:
+    files = [(one.kind, one.domain, digest(one.path)) for one in without_repetitions(material)]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
