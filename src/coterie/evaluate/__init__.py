@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from coterie.evaluate.confidence import Estimate, block_starts, mean_estimate, share_estimate
-    from coterie.evaluate.continuations import Continuation, Continuations, Likeness
-    from coterie.evaluate.evaluation import Evaluation, EvaluationProgress, ModelFacts
-    from coterie.evaluate.exact_match import Answer, ExactMatch
+    from coterie.evaluate.evaluation import (
+        Answer,
+        Continuation,
+        Continuations,
+        Evaluation,
+        EvaluationProgress,
+        ExactMatch,
+        Likeness,
+        ModelFacts,
+    )
     from coterie.evaluate.quality import Comparison, Quality, measure
     from coterie.evaluate.reads import Reads
     from coterie.evaluate.running import evaluate
@@ -22,15 +29,15 @@ if TYPE_CHECKING:
     from coterie.files.text import read_text
 
 _HOMES = {
-    "Answer": "coterie.evaluate.exact_match",
+    "Answer": "coterie.evaluate.evaluation",
     "Comparison": "coterie.evaluate.quality",
-    "Continuation": "coterie.evaluate.continuations",
-    "Continuations": "coterie.evaluate.continuations",
+    "Continuation": "coterie.evaluate.evaluation",
+    "Continuations": "coterie.evaluate.evaluation",
     "Estimate": "coterie.evaluate.confidence",
     "Evaluation": "coterie.evaluate.evaluation",
     "EvaluationProgress": "coterie.evaluate.evaluation",
-    "ExactMatch": "coterie.evaluate.exact_match",
-    "Likeness": "coterie.evaluate.continuations",
+    "ExactMatch": "coterie.evaluate.evaluation",
+    "Likeness": "coterie.evaluate.evaluation",
     "ModelFacts": "coterie.evaluate.evaluation",
     "Quality": "coterie.evaluate.quality",
     "Reads": "coterie.evaluate.reads",

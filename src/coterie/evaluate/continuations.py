@@ -8,91 +8,18 @@ clarity in reporting BLEU scores", WMT 2018), whose signatures say how. The full
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from coterie.evaluate.confidence import Estimate, mean_estimate
+from coterie.evaluate.evaluation import Continuation, Continuations, Likeness
 from coterie.evaluate.greedy import Prompt, equal_tokens
 from coterie.hf.tokenizer import decode_tokens
 from coterie.spec import optional_package
 
 DEFAULT_PROMPT_TOKENS = 64
 DEFAULT_NEW_TOKENS = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Continuation:
-    """A prompt, and what both models make of it.
-
-    Attributes:
-        text: Name of the text that it is from.
-        start: Number of its first token in the text, from 0.
-        prompt: The prompt.
-        following: What the text itself goes on with, in as many tokens as the models may add.
-        full: The full model's continuation, without special tokens.
-        model: The model's.
-        full_tokens: Tokens of the full model's, with the one that ended it.
-        tokens: Tokens of the model's.
-        equal_tokens: How many of them are the same before the first that differs.
-        identical: Whether all of them are.
-    """
-
-    text: str
-    start: int
-    prompt: str
-    following: str
-    full: str
-    model: str
-    full_tokens: int
-    tokens: int
-    equal_tokens: int
-    identical: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Likeness:
-    """How alike the continuations of one text, or of all texts, are.
-
-    Attributes:
-        name: The text's path, or ``all``.
-        prompts: How many were continued.
-        equal_tokens: Mean number of equal tokens before the first that differs. Prompts are taken for independent.
-        identical: Share of continuations that are the same to the last token.
-        bleu: BLEU of all of them as one corpus, 0 to 100.
-        chrf: chrF likewise.
-    """
-
-    name: str
-    prompts: int
-    equal_tokens: Estimate
-    identical: Estimate
-    bleu: float
-    chrf: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Continuations:
-    """What greedy decoding of both models shows.
-
-    Attributes:
-        prompt_tokens: Tokens of each prompt.
-        new_tokens: The most tokens that it was continued with.
-        bleu_signature: How sacrebleu computed BLEU.
-        chrf_signature: How it computed chrF.
-        texts: The figures of each text.
-        total: Those of all together.
-        samples: The texts, side by side.
-    """
-
-    prompt_tokens: int
-    new_tokens: int
-    bleu_signature: str
-    chrf_signature: str
-    texts: tuple[Likeness, ...]
-    total: Likeness
-    samples: tuple[Continuation, ...]
 
 
 def text_metrics() -> tuple[Any, Any]:

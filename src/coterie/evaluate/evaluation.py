@@ -5,16 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from coterie.evaluate.confidence import LEVEL
+from coterie.evaluate.confidence import LEVEL, Estimate
 from coterie.evaluate.quality import Quality
 from coterie.evaluate.reads import Reads
 from coterie.files.plain_values import to_plain
-
-if TYPE_CHECKING:
-    from coterie.evaluate.continuations import Continuations
-    from coterie.evaluate.exact_match import ExactMatch
 
 EVALUATION_SCHEMA_VERSION = 1
 
@@ -36,6 +32,125 @@ class ModelFacts:
     identity: str
     experts: int
     total_experts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continuation:
+    """A prompt, and what both models make of it.
+
+    Attributes:
+        text: Name of the text that it is from.
+        start: Number of its first token in the text, from 0.
+        prompt: The prompt.
+        following: What the text itself goes on with, in as many tokens as the models may add.
+        full: The full model's continuation, without special tokens.
+        model: The model's.
+        full_tokens: Tokens of the full model's, with the one that ended it.
+        tokens: Tokens of the model's.
+        equal_tokens: How many of them are the same before the first that differs.
+        identical: Whether all of them are.
+    """
+
+    text: str
+    start: int
+    prompt: str
+    following: str
+    full: str
+    model: str
+    full_tokens: int
+    tokens: int
+    equal_tokens: int
+    identical: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Likeness:
+    """How alike the continuations of one text, or of all texts, are.
+
+    Attributes:
+        name: The text's path, or ``all``.
+        prompts: How many were continued.
+        equal_tokens: Mean number of equal tokens before the first that differs. Prompts are taken for independent.
+        identical: Share of continuations that are the same to the last token.
+        bleu: BLEU of all of them as one corpus, 0 to 100.
+        chrf: chrF likewise.
+    """
+
+    name: str
+    prompts: int
+    equal_tokens: Estimate
+    identical: Estimate
+    bleu: float
+    chrf: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continuations:
+    """What greedy decoding of both models shows.
+
+    Attributes:
+        prompt_tokens: Tokens of each prompt.
+        new_tokens: The most tokens that it was continued with.
+        bleu_signature: How sacrebleu computed BLEU.
+        chrf_signature: How it computed chrF.
+        texts: The figures of each text.
+        total: Those of all together.
+        samples: The texts, side by side.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    bleu_signature: str
+    chrf_signature: str
+    texts: tuple[Likeness, ...]
+    total: Likeness
+    samples: tuple[Continuation, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What was answered to a question; texts are without special tokens and without space around them.
+
+    Attributes:
+        line: Line of the question in its file.
+        asked: The sound, the picture or the prompt.
+        expected: The right answer.
+        model: The model's.
+        full: The full model's, or None.
+        right: Whether the model's is the right one.
+        full_right: Whether the full model's is, or None.
+    """
+
+    line: int
+    asked: str
+    expected: str
+    model: str
+    full: str | None
+    right: bool
+    full_right: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExactMatch:
+    """The answers to the questions of one file.
+
+    Attributes:
+        name: The file.
+        questions: How many there are.
+        right: Share of answers that are right. Questions are taken for independent.
+        full_right: The full model's share, or None.
+        only_model: Questions that the model alone answers rightly; None without a full model.
+        only_full: Those that the full model alone does.
+        answers: All answers.
+    """
+
+    name: str
+    questions: int
+    right: Estimate
+    full_right: Estimate | None
+    only_model: int | None
+    only_full: int | None
+    answers: tuple[Answer, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,58 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from coterie.evaluate.confidence import Estimate, share_estimate
+from coterie.evaluate.confidence import share_estimate
+from coterie.evaluate.evaluation import Answer, ExactMatch
 from coterie.evaluate.journal import Continued
 from coterie.evaluate.questions import Question
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What was answered to a question; texts are without special tokens and without space around them.
-
-    Attributes:
-        line: Line of the question in its file.
-        asked: The sound, the picture or the prompt.
-        expected: The right answer.
-        model: The model's.
-        full: The full model's, or None.
-        right: Whether the model's is the right one.
-        full_right: Whether the full model's is, or None.
-    """
-
-    line: int
-    asked: str
-    expected: str
-    model: str
-    full: str | None
-    right: bool
-    full_right: bool | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExactMatch:
-    """The answers to the questions of one file.
-
-    Attributes:
-        name: The file.
-        questions: How many there are.
-        right: Share of answers that are right. Questions are taken for independent.
-        full_right: The full model's share, or None.
-        only_model: Questions that the model alone answers rightly; None without a full model.
-        only_full: Those that the full model alone does.
-        answers: All answers.
-    """
-
-    name: str
-    questions: int
-    right: Estimate
-    full_right: Estimate | None
-    only_model: int | None
-    only_full: int | None
-    answers: tuple[Answer, ...]
 
 
 def match(

@@ -14,8 +14,8 @@ from coterie.engine.alteration import Alteration
 from coterie.errors import UsageError
 from coterie.evaluate.asked import Asked
 from coterie.evaluate.confidence import block_starts
-from coterie.evaluate.continuations import Continuations, compare_continuations
-from coterie.evaluate.evaluation import Evaluation, ProgressCallback
+from coterie.evaluate.continuations import compare_continuations
+from coterie.evaluate.evaluation import Continuations, Evaluation, ProgressCallback
 from coterie.evaluate.exact_match import match
 from coterie.evaluate.greedy import Prompt, Prompted
 from coterie.evaluate.headers import versions
