@@ -111,7 +111,8 @@ def tabulate(report: Report, found: Fit, card: str, *, quick: bool) -> None:
     asked = sum(one.allocation.asked_nbytes for one in made.allocation.components)
     table = report.table(
         f"The bundled model fitted for code: {made.store.bits:.2f} bits per weight, "
-        f"{made.allocation.facts.left_out} of {made.store.experts_total} experts left out; uniform: {uniform.name}, {uniform.store.bits:.2f} bits. A token "
+        f"{made.allocation.facts.left_out} of {made.store.experts_total} experts left out; uniform: "
+        f"{uniform.name}, {uniform.store.bits:.2f} bits. A token "
         f"asks for {asked / 2**10:.0f} KiB of experts, of the uniform store for {uniform.asked_nbytes / 2**10:.0f}. "
         "Mean KLD over documents that neither the profile nor calibration saw, with 95 % intervals; ratios are paired.",
         ("text", "tokens", "fitted for code", "predicted", "uniform", "ratio"),

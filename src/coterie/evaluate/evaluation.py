@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from coterie.evaluate.confidence import LEVEL
+from coterie.evaluate.continuations import Continuations
+from coterie.evaluate.exact_match import ExactMatch
 from coterie.evaluate.quality import Quality
 from coterie.evaluate.reads import Reads
 from coterie.files.plain_values import to_plain
-
-if TYPE_CHECKING:
-    from coterie.evaluate.continuations import Continuations
-    from coterie.evaluate.exact_match import ExactMatch
 
 EVALUATION_SCHEMA_VERSION = 1
 
