@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from coterie.plan import heap
 from coterie.plan.heap import ARENAS, KEPT, LARGE, settle_heap
 
 THREADS = """
@@ -22,10 +23,11 @@ print(all(start <= address < end for address in taken))
 
 
 LAYERS = """
-from coterie.plan.heap import settle_heap
+from coterie.plan.heap import keep_off_heap, settle_heap
 import torch
-if {settled}:
-    settle_heap()
+settle_heap()
+for large in {told}:
+    keep_off_heap(large)
 def activations():
     return [torch.ones(nbytes, dtype=torch.uint8) for nbytes in (30 << 20, 5 << 20, 9 << 20, 20 << 20)]
 activations()
@@ -38,22 +40,37 @@ print(sum(int(line.split()[1]) for line in open("/proc/self/status") if line.sta
 """
 
 
-@pytest.mark.parametrize("name", [ARENAS, LARGE, KEPT])
-def test_what_the_user_says_is_respected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, "4")
+def test_how_many_heaps_the_user_says_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ARENAS, "4")
     assert settle_heap() is False
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
-def test_what_is_kept_between_activations_leaves_no_gaps() -> None:
-    held = []
-    for settled in (False, True):
-        code = LAYERS.format(settled=settled)
+def test_what_is_kept_between_activations_leaves_no_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def held(*told: bool) -> int:
+        code = LAYERS.format(told=told)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
-        held.append(int(done.stdout))
+        return int(done.stdout)
+
+    few = held(True)
     # Activations of 64 MiB are gone, and 24 MiB are kept.
-    assert held[0] - held[1] > 30 << 10
+    assert min(held(), held(False), held(True, False)) - few > 30 << 10
+
+
+@pytest.mark.parametrize("name", [LARGE, KEPT])
+def test_what_the_user_says_is_taken_beside_the_heap_is_respected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(heap, "_set", lambda *said: told.append(said) or True)
+    monkeypatch.setattr(heap._State, "settled", True)
+    monkeypatch.setattr(heap._State, "beside", None)
+    monkeypatch.setenv(name, "4194304")
+    heap.keep_off_heap(True)
+    assert told == []
+    monkeypatch.delenv(name)
+    for large in (False, True, True, False):
+        heap.keep_off_heap(large)
+    assert [value for parameter, value in told if parameter == -3] == [1 << 20, 32 << 20]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")

@@ -49,8 +49,8 @@ def load(
         memory: Ceiling for the whole process, such as ``"8GiB"``. Default: what the machine and the cgroup allow,
             less a margin. To keep it, torch's caches of compiled kernels are bounded through the environment where
             that does not bound them already (``LRU_CACHE_CAPACITY``, ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``). With glibc,
-            threads that begin from then on share one heap, and what has 1 MiB or more is not taken from it, unless
-            ``MALLOC_ARENA_MAX``, ``MALLOC_MMAP_THRESHOLD_`` and ``MALLOC_TRIM_THRESHOLD_`` say otherwise.
+            threads that begin from then on share one heap, and tensors of long prompts are not taken from it, unless
+            ``MALLOC_ARENA_MAX``, ``MALLOC_MMAP_THRESHOLD_`` or ``MALLOC_TRIM_THRESHOLD_`` are set.
         expert_memory: Sizes the experts' arena alone: bytes, ``"2GiB"``, or ``"25%"`` of the bytes of all experts.
             Without ``memory``, the rest of the process is then not bounded.
         component: ``"thinker"`` or ``"talker"`` of a whole model.

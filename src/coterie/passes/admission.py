@@ -27,6 +27,7 @@ from coterie.hf.caches import caches_in, empty, reserved_length
 from coterie.passes.forward_call import ForwardCall
 from coterie.passes.idle_caches import IDLE
 from coterie.passes.logits_room import LogitsRoom
+from coterie.plan.heap import keep_off_heap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +37,12 @@ QUIET_S = 1.0
 
 POLL_S = 0.01
 """Seconds between two looks for room; caches are let go of without anybody being told."""
+
+_FEW = 64
+"""Tokens whose tensors are too small to be taken beside the heap."""
+
+_LONG = 4
+"""A pass of one part in so many of what was planned for is one that memory could become short in."""
 
 _LARGER = "open the model with a larger max_context."
 
@@ -130,6 +137,8 @@ class Admission:
                 raise self._refusal(mine, most)
             else:
                 time.sleep(POLL_S)
+        if tokens >= _FEW:
+            keep_off_heap(tokens * _LONG >= most)
         return mine
 
     def leave(self, done: Admitted, caches: Iterable[Any] = ()) -> None:
