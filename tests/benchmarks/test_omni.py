@@ -176,7 +176,7 @@ class TestSpeaking:
         report = Report("x", "X", work=tmp_path, quick=False)
         plan = run["plan"] | {"lent": {"speaking": 5 << 20}}
         run = run | {"killed": False, "held": 1 << 30, "reclaims": 0, "plan": plan}
-        bench_speech.add_speed(report, {2: run}, quick=False)
+        bench_speech.add_speed(report, {(2, 1.0): run}, quick=False)
         bench_speech.add_memory(report, run, 1 << 30, quick=False)
         bench_speech.add_reads(report, {"one": run})
         bench_speech.require_once(report, "one", run)
