@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 
 from coterie import native
-from coterie.errors import QuantisationError
+from coterie.errors import QuantisationError, UnsupportedError
 from coterie.quant.codes import Codes, Grid
 from coterie.quant.rows import row_blocks
 from coterie.spec.encodings import SchemeFormat
@@ -22,8 +22,8 @@ class Scheme(ABC):
     form: SchemeFormat
     """Name, dtypes and shapes."""
 
-    grid: Grid
-    """Its codes."""
+    grid: Grid | None = None
+    """Its codes; None for a scheme whose codes cannot be chosen by calibration."""
 
     @property
     def name(self) -> str:
@@ -89,13 +89,26 @@ class Scheme(ABC):
     def _dequantise(self, parts: Parts, columns: int, dtype: torch.dtype) -> torch.Tensor:
         """:meth:`dequantise` by torch: the definition of the result."""
 
-    @abstractmethod
     def unpacked(self, parts: Parts, columns: int) -> Codes:
-        """The codes, scales and zeros of a matrix with so many columns; :meth:`packed` is the way back."""
+        """The codes, scales and zeros of a matrix with so many columns; :meth:`packed` is the way back.
 
-    @abstractmethod
+        Raises:
+            UnsupportedError: If the scheme has no :attr:`grid`.
+        """
+        raise self._no_grid()
+
     def packed(self, codes: Codes) -> Parts:
-        """The tensors that :attr:`form` describes, of codes that :attr:`grid` has."""
+        """The tensors that :attr:`form` describes, of codes that :attr:`grid` has.
+
+        Raises:
+            UnsupportedError: If the scheme has no :attr:`grid`.
+        """
+        raise self._no_grid()
+
+    def _no_grid(self) -> UnsupportedError:
+        return UnsupportedError(
+            f"Codes of {self.name} cannot be chosen by calibration.", advice="Quantise without it.", scheme=self.name
+        )
 
     def _is_plain(self, parts: Parts, columns: int) -> bool:
         """Whether the parts are just as :attr:`form` says, in memory."""

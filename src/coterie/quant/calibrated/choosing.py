@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from coterie.errors import UnsupportedError
 from coterie.quant.calibrated.descent import descend
 from coterie.quant.calibrated.errors import MatrixError, output_errors, squares
 from coterie.quant.calibrated.gptq import gptq
@@ -60,8 +61,15 @@ def choose_codes(scheme: Scheme, weights: torch.Tensor, hessian_KK: torch.Tensor
             with. If it is 0 everywhere, every weight counts alike.
 
     Raises:
+        UnsupportedError: If the scheme's codes cannot be chosen by calibration.
         QuantisationError: If a weight or the Hessian is not finite.
     """
+    if scheme.grid is None:
+        raise UnsupportedError(
+            f"Codes of {scheme.name} cannot be chosen by calibration.",
+            advice="Quantise without it.",
+            scheme=scheme.name,
+        )
     nearest = scheme.unpacked(scheme.quantise(weights), weights.shape[1])
     weights_KN = weights.float().t().contiguous()
     energy = float(hessian_KK.diagonal().mean(dtype=torch.float64))

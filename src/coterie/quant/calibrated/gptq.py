@@ -26,7 +26,7 @@ def gptq(scheme: Scheme, weights_KN: torch.Tensor, hessian_KK: torch.Tensor) -> 
     """Codes of a matrix for what it is multiplied with.
 
     Args:
-        scheme: The scheme.
+        scheme: With a grid.
         weights_KN: float32, transposed: columns first.
         hessian_KK: float32, symmetric and positive definite.
 
@@ -58,11 +58,12 @@ def _round_group(scheme: Scheme, wanted_SN: torch.Tensor, factor_SS: torch.Tenso
     """Rounds the columns of a group, one after the other; changes ``wanted_SN``.
 
     Args:
-        scheme: The scheme.
+        scheme: With a grid.
         wanted_SN: The columns.
         factor_SS: The group's block of the paper's factor.
     """
     grid = scheme.grid
+    assert grid is not None, "checked by whoever chooses the scheme"
     columns = len(wanted_SN)
     found = scheme.unpacked(scheme.quantise(wanted_SN.t()), columns)
     (scale_N,), (zero_N,) = found.scales_GN, found.zeros_GN
