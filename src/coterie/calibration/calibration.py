@@ -20,7 +20,7 @@ from coterie.calibration.states import remove_states
 from coterie.cluster.connection import check_ray
 from coterie.cluster.placement import Placement
 from coterie.cluster.spreading import spread
-from coterie.cluster.workers import Here, Workers
+from coterie.cluster.workers import Here, Workers, never
 from coterie.engine import ModelSource, open_source
 from coterie.engine.bit_identity import worker_facts
 from coterie.engine.source import text_component
@@ -153,7 +153,7 @@ class ModelCalibration:
         # As many threads as there are here: with others, sums may have other bits.
         threads = torch.get_num_threads()
         each = Placement(threads, nbytes)
-        with spread(self._ray, each, Solving(threads), worker_facts(), lambda: False) as (workers, _):
+        with spread(self._ray, each, Solving(threads), worker_facts(), never) as (workers, _):
             yield workers
 
     def _own(self, origin: Origin) -> list[ExpertBank]:

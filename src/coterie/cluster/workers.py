@@ -129,6 +129,11 @@ class Workers(Protocol[Takes, Gives]):
         ...
 
 
+def never() -> bool:
+    """The ``should_stop`` of work that nobody stops."""
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Here(Generic[Shard, Result]):
     """The worker of this process, for whom nothing is sent anywhere."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from coterie.cluster.spreading import spread
-from coterie.cluster.workers import Here, RemoteModel, WorkerFacts, Workers, place_of
+from coterie.cluster.workers import Here, RemoteModel, WorkerFacts, Workers, never, place_of
 from coterie.engine.bit_identity import with_threads, worker_facts
 from coterie.engine.quiet import quiet_libraries
 from coterie.evaluate.memory import Shares, logits_nbytes, share_memory
@@ -104,7 +104,7 @@ class Examination:
         assert only is not None, "somebody has to be examined"
         remote = with_threads(RemoteModel(path=str(only.path), opening=self.said, address=ray))
         sent = self._elsewhere(remote.opening)
-        with spread(remote.address, remote.each, sent, sent.facts(), _never) as (workers, _):
+        with spread(remote.address, remote.each, sent, sent.facts(), never) as (workers, _):
             yield workers
 
     def _elsewhere(self, said: Opening) -> Examination:
@@ -139,7 +139,3 @@ class Examination:
         with subject.open(memory=memory, max_context=self.length) as model:
             model.coterie.keep_for_logits(logits_nbytes(subject.source, self.inputs))
             yield Side(subject=subject, model=model)
-
-
-def _never() -> bool:
-    return False

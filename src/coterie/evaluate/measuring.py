@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 
+from coterie.cluster.workers import never
 from coterie.evaluate.evaluation import EvaluationProgress, ProgressCallback
 from coterie.evaluate.examining import Examination
 from coterie.evaluate.journal import Continued, Finished, Journal, Key
@@ -87,7 +88,7 @@ class Run:
             return task.piece(), None if kept is None else task.kept(kept)
 
         with examination.workers(self._ray) as workers:
-            found = workers.map([*again, *to_do], shard, _never)
+            found = workers.map([*again, *to_do], shard, never)
             # What is computed again is for what is in memory after it.
             for task, finished in islice(found, len(again), None):
                 assert finished is not None, "every task has a piece"
@@ -102,7 +103,7 @@ class Run:
             said=self._subject.opening, model=None, full=self._full, inputs=self._inputs, length=self._length
         )
         with examination.workers(self._ray) as workers:
-            for task, found in workers.map(tasks, lambda task: (task.piece(), None), _never):
+            for task, found in workers.map(tasks, lambda task: (task.piece(), None), never):
                 task.keep(kept, found)
                 tell(task.tokens)
 
@@ -141,7 +142,3 @@ class Run:
 
         tell(0)
         return tell
-
-
-def _never() -> bool:
-    return False

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coterie.cluster.spreading import spread
-from coterie.cluster.workers import Here, RemoteModel, Workers
+from coterie.cluster.workers import Here, RemoteModel, Workers, never
 from coterie.engine import ModelSource, open_source
 from coterie.engine.bit_identity import with_threads, worker_facts
 from coterie.engine.profile_runs import recording_run
@@ -118,7 +118,7 @@ def survey(
     files = without_repetitions(material)
     if not files:
         raise UsageError("There is nothing to run the model over.", advice="Give texts, sounds or pictures.")
-    finished, tokens, stops = 0, Counter[Group](), should_stop or _never
+    finished, tokens, stops = 0, Counter[Group](), should_stop or never
     with (
         _readers(model, context, limit, contributions, stops) as readers,
         fresh_profile(where),
@@ -169,10 +169,6 @@ def survey(
             (group, segments.get(group, 0)) for group in sorted(tokens) if segments.get(group, 0) < LEAST_SEGMENTS
         ),
     )
-
-
-def _never() -> bool:
-    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
