@@ -179,6 +179,12 @@ def measure_speed(
     request = source.request
     memory = request.memory_nbytes
     planned = plan(store, memory=memory, context=context, machine=machine, offline=request.offline).budgets[0]
+    if planned.hit_rate is None:
+        raise MemoryBudgetError(
+            f"The store will not run in {format_bytes(memory)}, because {planned.why_not}.",
+            budget=memory,
+            minimum=planned.memory.minimum,
+        )
     as_asked = Opening(memory=memory, offline=request.offline, threads=request.threads)
     opening = replace(as_asked, missing=missing, max_context=context)
     opened = OpenModel.open(str(store), opening)
@@ -188,12 +194,6 @@ def measure_speed(
         cold, warm = (bench.measure(opened.model, prompt, new) for _ in range(2))
     finally:
         opened.runtime.close()
-    if planned.hit_rate is None:
-        raise MemoryBudgetError(
-            f"The store will not run in {format_bytes(memory)}, because {planned.why_not}.",
-            budget=memory,
-            minimum=planned.memory.minimum,
-        )
     return SpeedFacts(
         share=planned.share,
         hit_rate=planned.hit_rate,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from coterie.errors import StoreError, UsageError
 from coterie.evaluate.planning import DEFAULT_CONTEXT
-from coterie.files.json_text import JsonLimits, read_json_object
+from coterie.files.json_text import read_json_object
 from coterie.files.naming import check_new_name
 from coterie.fitting.checks import check_apart, check_full, check_kinds, check_profile, check_source
 from coterie.fitting.costs import FitPlan, stage_plans
@@ -16,12 +16,10 @@ from coterie.fitting.making import Source
 from coterie.fitting.report import Fit, Sizing
 from coterie.fitting.request import FitRequest
 from coterie.fitting.sizing import Sizer
-from coterie.fitting.work import WorkFolder, work_path
+from coterie.fitting.work import FACTS_LIMITS, WorkFolder, work_path
 from coterie.planner import Machine
 from coterie.store import is_store
 from coterie.store.names import FIT_FACTS
-
-_FACTS = JsonLimits(nbytes=64 << 20, values=4_000_000)
 
 
 def plan_fit(model: str | Path, store: str | Path, request: FitRequest, *, machine: Machine | None = None) -> FitPlan:
@@ -85,7 +83,9 @@ class Prepared:
         facts = self.root / FIT_FACTS
         if is_store(self.root) and facts.exists():
             try:
-                found = Fit.from_json(read_json_object(facts, limits=_FACTS, error=StoreError, advice="Fit it anew."))
+                found = Fit.from_json(
+                    read_json_object(facts, limits=FACTS_LIMITS, error=StoreError, advice="Fit it anew.")
+                )
             except ValueError:
                 found = None
             if found is not None and found.settings == self.settings:

@@ -13,7 +13,6 @@ from coterie.calibration import Calibration
 from coterie.errors import CoterieError, MemoryBudgetError, OutputError
 from coterie.evaluate.evaluation import EvaluationProgress
 from coterie.extraction import Allocation, Progress
-from coterie.files.json_text import JsonLimits
 from coterie.files.plain_values import to_plain
 from coterie.files.replacing import replacing
 from coterie.fitting.card import write_card
@@ -45,8 +44,6 @@ from coterie.store.names import CARD, FIT_FACTS
 from coterie.survey import WorkDone, survey
 
 T = TypeVar("T")
-
-_FACTS = JsonLimits(nbytes=64 << 20, values=4_000_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,8 +321,8 @@ class _Run:
     def _hand_over(self, found: Fit) -> None:
         """Puts the card into the store, and the store into its place."""
         origin = self._source.origin
-        source_card = origin.directory / CARD
-        original = source_card.read_text(encoding="utf-8", errors="replace") if source_card.is_file() else None
+        card = side_files(origin.directory).get(CARD)
+        original = None if card is None else card.read_text(encoding="utf-8", errors="replace")
         hub_id = origin.model.name if origin.model.revision is not None else None
         contents = {
             CARD: write_card(found, original, hub_id=hub_id),

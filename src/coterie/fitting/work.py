@@ -25,7 +25,8 @@ T = TypeVar("T")
 
 _RECORD = "fit.json"
 _SCHEMA_VERSION = 1
-_LIMITS = JsonLimits(nbytes=64 << 20, values=4_000_000)
+FACTS_LIMITS = JsonLimits(nbytes=64 << 20, values=4_000_000)
+"""Of what a fit has found."""
 
 ARTIFACTS: Mapping[str, tuple[str, ...]] = {
     "profile": ("profile.db", "profile.db-wal", "profile.db-shm"),
@@ -110,7 +111,7 @@ class WorkFolder:
         before, stages = _parsed(path / _RECORD)
         found: set[str] = set()
         for name in ARTIFACTS:
-            if any(before.get(one) != settings.get(one) for one in DEPENDS[name]):
+            if not _is_same(name, before, settings):
                 break
             if name in stages:
                 found.add(name)
@@ -131,13 +132,9 @@ class WorkFolder:
         if differing:
             kept = True
             for name in ARTIFACTS:
-                kept = kept and self._is_current(name, before)
+                kept = kept and _is_same(name, before, self._settings)
                 if not kept:
                     self.forget(name)
-
-    def _is_current(self, stage: str, before: Mapping[str, str]) -> bool:
-        names = DEPENDS[stage]
-        return all(before.get(name) == self._settings.get(name) for name in names)
 
     def made_from(self, stage: str) -> str:
         """Hex digits that differ if what the stage is made from does."""
@@ -202,7 +199,9 @@ class WorkFolder:
 
 def _parsed(record: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The settings and the finished stages that a record has."""
-    found = read_json_object(record, limits=_LIMITS, error=InputError, advice=f"Remove {record.parent} to begin anew.")
+    found = read_json_object(
+        record, limits=FACTS_LIMITS, error=InputError, advice=f"Remove {record.parent} to begin anew."
+    )
     settings, stages = found.get("settings"), found.get("stages")
     if (
         found.get("schema_version") != _SCHEMA_VERSION
@@ -216,6 +215,11 @@ def _parsed(record: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
             path=record,
         )
     return settings, stages
+
+
+def _is_same(stage: str, before: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether two requests have the same settings of a stage's own."""
+    return all(before.get(name) == now.get(name) for name in DEPENDS[stage])
 
 
 def _until(stage: str) -> Sequence[str]:

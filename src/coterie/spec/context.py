@@ -32,7 +32,7 @@ class SpeechShape:
 
     Attributes:
         talker: Those of the talker alone.
-        predictor_kv: Bytes of keys and values of the code predictor, which begins anew with each frame.
+        predictor_kv: Bytes of keys and values of the code predictor, which begins anew with each frame, and of copies.
         kept_per_token: Bytes of what the talker reads of a token's pass, kept until it speaks.
         vocoder_per_frame: Bytes that the vocoder takes for a frame.
     """
@@ -62,6 +62,7 @@ class SpeechShape:
 
 
 def _growing(nbytes: int) -> int:
+    """Bytes of a cache with the room ahead of what is in it."""
     return nbytes + nbytes // 8
 
 
