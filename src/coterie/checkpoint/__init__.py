@@ -7,6 +7,7 @@ from coterie.checkpoint.fingerprints import Router, model_identity, router_names
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.later import LaterTensors, Postponing
 from coterie.checkpoint.location import Location
+from coterie.checkpoint.packed import PackedWeight
 from coterie.checkpoint.reading import LazyTensor, read_tensor
 from coterie.checkpoint.whole_file import WholeFile
 
@@ -17,6 +18,7 @@ __all__ = [
     "LaterTensors",
     "LazyTensor",
     "Location",
+    "PackedWeight",
     "Postponing",
     "Router",
     "TensorInfo",

@@ -19,6 +19,8 @@ from coterie.checkpoint.fingerprints import Router, content_of, model_identity, 
 from coterie.checkpoint.formats import ADAPTER
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.location import Location
+from coterie.checkpoint.packed import PackedWeight, RoundedSoFar, UnpackedTensor
+from coterie.checkpoint.packed_bank import PackedBank
 from coterie.checkpoint.reading import read_tensor
 from coterie.checkpoint.weight_files import WeightFiles
 from coterie.errors import CheckpointFileError, TensorMissingError, UnclaimedTensorError
@@ -29,11 +31,13 @@ from coterie.hf.decoding import ReadTensor, decode_field, is_plain
 from coterie.hf.foreign import foreign
 from coterie.hf.keymap import FieldSource, KeyMap, map_keys
 from coterie.hf.quantisation import Quantisation
-from coterie.hf.quantised import fold_names, record_fields, record_layout, unfold_keymap
+from coterie.hf.quantised import FoldedNames, fold_names, fold_packed, record_fields, record_layout, unfold_keymap
 from coterie.hf.shapes import check_shapes
 from coterie.hf.skeleton import build_skeleton
 from coterie.quant.dtypes import SAFETENSORS_DTYPES, TORCH_DTYPES
 from coterie.spec import BankKey, ByteSource, ExpertKey, Extent, Field, RecordLayout
+from coterie.spec.encodings import NATIVE
+from coterie.spec.layout import numbered
 from coterie.spec.parameters import encoded_names
 
 if TYPE_CHECKING:
@@ -49,12 +53,19 @@ class CheckpointBank:
         fields: Field name → where it comes from; a parameter's own name where it is not quantised.
         layout: Record layout of its experts in the checkpoint's own dtype, or in the model's where tensors differ.
         mixed: Fields whose tensors have several dtypes, and are converted as they are read.
+        packed: The parameters among ``fields`` whose weights are packed, and what they become; None if there are none.
     """
 
     bank: ExpertBank
     fields: dict[str, FieldSource]
     layout: RecordLayout
     mixed: frozenset[str] = frozenset()
+    packed: PackedBank | None = None
+
+    @property
+    def scheme(self) -> str:
+        """The scheme of its experts: that which takes packed weights as they are, else native."""
+        return NATIVE if self.packed is None else self.packed.scheme
 
 
 @dataclass(kw_only=True)
@@ -71,6 +82,9 @@ class Checkpoint:
         quantisation: How its weights are quantised, or None.
         files: Which files are its weights.
         banks: Banks by key.
+        packed: Weights that are packed, by the names that they would have if they were not quantised. ``keymap`` has
+            these names, ``tensors`` the stored ones.
+        rounded: What was rounded of packed weights that were read into schemes.
     """
 
     location: Location
@@ -82,6 +96,8 @@ class Checkpoint:
     quantisation: Quantisation | None = None
     files: WeightFiles | None = None
     banks: dict[BankKey, CheckpointBank] = field(default_factory=dict)
+    packed: Mapping[str, PackedWeight] = field(default_factory=dict)
+    rounded: RoundedSoFar = field(default_factory=RoundedSoFar)
     # What was found once is asked for with every read.
     _extents: dict[ExpertKey, tuple[Extent, ...] | None] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -118,7 +134,8 @@ class Checkpoint:
         path = location.directory / "config.json"
         dtype = config_dtype(model_config) or checkpoint_dtype(location, files, tensors)
         skeleton = build_skeleton(model_class, model_config, dtype, path=path, tensors=len(tensors))
-        folded = fold_names(quantisation, {name: info.dtype for name, info in tensors.items()})
+        folded = _fold(quantisation, tensors)
+        rounded = RoundedSoFar()
         with foreign("The model", path, error=CheckpointFileError):
             keymap = map_keys(skeleton, folded.names, component=component)
         unfold_keymap(keymap, folded, quantisation)
@@ -133,6 +150,11 @@ class Checkpoint:
             tensors=tensors,
             quantisation=quantisation,
             files=files,
+            packed={
+                name: PackedWeight(name=name, names=names, tensors=tensors, rounded=rounded)
+                for name, names in folded.packed.items()
+            },
+            rounded=rounded,
         )
         self._add_banks()
         dense = self.unread_dense()
@@ -181,7 +203,14 @@ class Checkpoint:
     @property
     def dense_nbytes(self) -> int:
         """Bytes of everything that is not an expert, as stored."""
-        return sum(self.tensors[name].nbytes for name in self.keymap.dense)
+        return sum(self.tensors[name].nbytes for name in self.stored_names(self.keymap.dense))
+
+    def stored_names(self, names: Iterable[str]) -> list[str]:
+        """The tensors that hold weights of these names, without repetition: several of one that is packed."""
+        found = (
+            self.packed[name].names.names.values() if name in self.packed else (name,) for name in dict.fromkeys(names)
+        )
+        return list(dict.fromkeys(stored for group in found for stored in group))
 
     @property
     def tensors_in_use(self) -> tuple[TensorInfo, ...]:
@@ -190,14 +219,14 @@ class Checkpoint:
         return tuple(info for name, info in self.tensors.items() if name not in left_out)
 
     def download(self, names: Iterable[str]) -> None:
-        """Makes the shards with these tensors local.
+        """Makes the shards with these tensors, or packed weights, local.
 
         Raises:
             CheckpointFileError: If one cannot be had, or has another header than the one that was read so far, which
                 came without a checksum.
             DiskSpaceError: If the disk of the Hub's cache has no room.
         """
-        paths = {self.tensors[name].path for name in names}
+        paths = {self.tensors[name].path for name in self.stored_names(names)}
         missing = self.location.missing_shards(paths)
         if not missing:
             return
@@ -227,12 +256,15 @@ class Checkpoint:
 
     def unread_dense(self) -> dict[str, UnreadTensor]:
         """The same without a download: their dtypes and shapes are known, and reading one needs its file to be here."""
-        return unread_tensors({name: self.tensors[name] for name in self.keymap.dense}, self.quantisation, self.dtype)
+        plain = {name: self.tensors[name] for name in self.keymap.dense if name not in self.packed}
+        packed = (self.packed[name] for name in self.keymap.dense if name in self.packed)
+        found = unread_tensors(plain, self.quantisation, self.dtype)
+        return found | {weight.name: UnpackedTensor(weight, self.dtype) for weight in packed}
 
     def names_of(self, key: ExpertKey) -> list[str]:
         """The checkpoint tensors that hold an expert."""
         bank = self.banks[key.bank_key]
-        return [name for source in bank.fields.values() for name in source.names_of(key.expert)]
+        return self.stored_names(name for source in bank.fields.values() for name in source.names_of(key.expert))
 
     # --- ExpertSource -------------------------------------------------------------------------------------------
 
@@ -252,6 +284,8 @@ class Checkpoint:
 
     def _find(self, key: ExpertKey) -> tuple[Extent, ...] | None:
         bank = self.banks[key.bank_key]
+        if bank.packed is not None:
+            return None
         found: list[Extent] = []
         for place in bank.layout.fields:
             source = bank.fields[place.name]
@@ -272,7 +306,12 @@ class Checkpoint:
         """Decodes an expert with transformers' own operations into ``record``; returns the bytes read."""
         bank = self.banks[key.bank_key]
         read = 0
+        if bank.packed is not None:
+            bank.packed.read_into(key.expert, bank.layout, record)
         for place in bank.layout.fields:
+            if place.name not in bank.fields:
+                read += place.nbytes  # of a packed parameter, which is there already
+                continue
             source = bank.fields[place.name]
             expected = (place.shape, TORCH_DTYPES[place.dtype])
             read_one = self._reader_as(expected[1]) if place.name in bank.mixed else self.read
@@ -331,12 +370,13 @@ class Checkpoint:
         return model_identity(type(self.skeleton).__name__, routers)
 
     def _router(self, name: str) -> Router:
-        tensor = self.read(name)
+        tensor = self.packed[name].weights(self.dtype) if name in self.packed else self.read(name)
         return self.keymap.dense[name], tuple(tensor.shape), tensor.view(-1).view(torch.uint8).numpy().data
 
     def router_names(self) -> dict[BankKey, list[str]]:
         """The dense tensors of each bank's router: those beside the experts that have one row per expert."""
         shapes = {name: info.shape for name, info in self.tensors.items()}
+        shapes |= {name: weight.shape for name, weight in self.packed.items()}
         return router_names((bank.bank for bank in self.banks.values()), self.keymap.dense, shapes)
 
     def _add_banks(self) -> None:
@@ -350,16 +390,26 @@ class Checkpoint:
                     advice="Download the checkpoint again.",
                     tensor=f"{bank.path}.{absent[0]}",
                 )
-            found = {name: self._dtypes_of(source) for name, source in fields.items()}
+            packed = PackedBank.of(bank, fields, self.packed)
+            plain = fields if packed is None else {name: fields[name] for name in fields if name not in packed.sources}
+            found = {name: self._dtypes_of(source) for name, source in plain.items()}
             mixed = frozenset(name for name, dtypes in found.items() if len(dtypes) > 1)
             dtypes = {
                 name: self._common_dtype(bank, name, fields[name], of) if name in mixed else of.copy().pop()
                 for name, of in found.items()
             }
-            layout = record_layout(bank, record_fields(bank, fields, shapes, dtypes))
-            self.banks[bank.key] = CheckpointBank(bank=bank, fields=fields, layout=layout, mixed=mixed)
-            for place in self.banks[bank.key].layout.fields:
-                self._check_sizes(fields[place.name], bank, place)
+            layout = (
+                record_layout(bank, record_fields(bank, fields, shapes, dtypes))
+                if packed is None
+                else packed.layout(dtypes)
+            )
+            self.banks[bank.key] = CheckpointBank(bank=bank, fields=fields, layout=layout, mixed=mixed, packed=packed)
+            for place in layout.fields:
+                if place.name in plain:
+                    self._check_sizes(plain[place.name], bank, place)
+        packed_layouts = {key: bank.layout for key, bank in self.banks.items() if bank.packed is not None}
+        for key, layout in numbered(packed_layouts).items():
+            self.banks[key].layout = layout
 
     def _dtypes_of(self, source: FieldSource) -> set[str]:
         return {self.tensors[name].dtype for names in source.names.values() for name in names}
@@ -402,6 +452,13 @@ class Checkpoint:
                     expected=(*stack, *place.shape),
                     got=shapes[0] if len(shapes) == 1 else tuple(shapes),
                 )
+
+
+def _fold(quantisation: Quantisation | None, tensors: Mapping[str, TensorInfo]) -> FoldedNames:
+    dtypes = {name: info.dtype for name, info in tensors.items()}
+    if quantisation is None or quantisation.packings is None:
+        return fold_names(quantisation, dtypes)
+    return fold_packed(quantisation.packings, dtypes, {name: info.shape for name, info in tensors.items()})
 
 
 def _check_claims(keymap: KeyMap, location: Location) -> None:

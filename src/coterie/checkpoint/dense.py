@@ -9,6 +9,7 @@ from math import prod
 import torch
 
 from coterie.checkpoint.headers import TensorInfo
+from coterie.checkpoint.packed import UnpackedTensor
 from coterie.checkpoint.reading import LazyTensor, read_tensor
 from coterie.errors import CheckpointFileError
 from coterie.hf.quantisation import Quantisation
@@ -77,7 +78,7 @@ class DequantisedTensor:
         return self.result
 
 
-UnreadTensor = LazyTensor | DequantisedTensor
+UnreadTensor = LazyTensor | DequantisedTensor | UnpackedTensor
 """What a state dict for transformers' loader holds."""
 
 

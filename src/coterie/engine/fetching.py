@@ -10,6 +10,7 @@ from pathlib import Path
 from coterie.checkpoint import Checkpoint
 from coterie.engine.store_growth import StoreGrowth
 from coterie.errors import CheckpointFileError, LoadError, StoreError, UsageError
+from coterie.extraction.packed import schemes_of_packed
 from coterie.extraction.quantising import SchemedExperts, scheme_of_store
 from coterie.files.naming import IN_PACKAGE, model_path
 from coterie.origins import CheckpointOrigin, Origin
@@ -63,9 +64,8 @@ class FetchingExperts:
         self._stored = self._opened
         self._manifest = self._manifest_stamp()
         self._keys = tuple(sorted(key for key in {*self._opened, *origin.keys()} if key.bank_key in banks))
-        scheme = scheme_of_store(store.manifest) or NATIVE
-        self._scheme = scheme
-        self._absent = SchemedExperts(origin, lambda key: scheme)
+        self._scheme_of = scheme_of = schemes_of_packed(origin, scheme_of_store(store.manifest) or NATIVE)
+        self._absent = SchemedExperts(origin, scheme_of)
         self._reader = RecordReader(self._absent)
         self._shards = file_stamps(info.path for info in origin.tensors.values())
         self._lock = threading.Lock()
@@ -73,7 +73,7 @@ class FetchingExperts:
         self._fetched: set[ExpertKey] = set()
         self._fetched_nbytes = 0
         self.growth = StoreGrowth(
-            store, origin, scheme=scheme, read=self._read_checkpoint, on_grown=self.refresh, calls=calls
+            store, origin, scheme=scheme_of, read=self._read_checkpoint, on_grown=self.refresh, calls=calls
         )
 
     def counts(self) -> FetchCounts:
@@ -165,7 +165,7 @@ class FetchingExperts:
     def _is_as_promised(self, store: Store, key: ExpertKey) -> bool:
         """Whether the record is what the cache was told it would be: others may add experts in another form."""
         ours, theirs = self._absent.layout(key), store.layout(key)
-        return store.scheme(key) == self._scheme and (theirs.fields, theirs.nbytes) == (ours.fields, ours.nbytes)
+        return store.scheme(key) == self._scheme_of(key) and (theirs.fields, theirs.nbytes) == (ours.fields, ours.nbytes)
 
     def _manifest_stamp(self) -> tuple[int, int, int] | None:
         try:

@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 from coterie.errors import CoterieError, StoreBusyError, StoreError
 from coterie.extraction.planning import bank_plans
-from coterie.extraction.quantising import record_layouts
+from coterie.extraction.quantising import SchemedExperts, SchemeOf, one_scheme
 from coterie.origins import Origin
 from coterie.spec import BankKey, ExpertKey
 from coterie.spec.encodings import NATIVE
@@ -45,7 +45,7 @@ class StoreGrowth:
     Args:
         store: The store as it was opened.
         origin: What it was made from, already compared with the manifest.
-        scheme: In which experts are added.
+        scheme: In which experts are added: all in one, or each in its own.
         read: Reads an expert from the checkpoint.
         on_grown: Called after every batch.
         calls: The system calls; tests pass some that fail.
@@ -58,7 +58,7 @@ class StoreGrowth:
         store: Store,
         origin: Origin,
         *,
-        scheme: str = NATIVE,
+        scheme: str | SchemeOf = NATIVE,
         read: ReadRecord,
         on_grown: Callable[[], None],
         calls: SystemCalls | None = None,
@@ -68,7 +68,7 @@ class StoreGrowth:
         self.added = 0
         self._store = store
         self._scheme = scheme
-        self._layouts = record_layouts(origin, scheme)
+        self._sizes = SchemedExperts(origin, one_scheme(scheme))
         self._origin = origin
         self._read = read
         self._on_grown = on_grown
@@ -94,7 +94,7 @@ class StoreGrowth:
         with self._condition:
             if self._stopped or key in self._waiting:
                 return
-            self._waiting[key] = self._layouts[key.bank_key].nbytes
+            self._waiting[key] = self._sizes.layout(key).nbytes
             if self._thread is None:
                 # It lives as long as something waits: a model that is dropped unclosed is not kept alive by it.
                 self._thread = threading.Thread(target=self._run, name="coterie-growth", daemon=True)

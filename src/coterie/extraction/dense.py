@@ -8,7 +8,8 @@ import torch
 
 from coterie.checkpoint import TensorInfo
 from coterie.errors import CheckpointFileError
-from coterie.extraction.linears import QuantisedPair, ReadRows, fp8_rows, plain_rows, stored_rows
+from coterie.extraction.linears import ReadRows, fp8_rows, plain_rows, quantised_pair, stored_rows
+from coterie.extraction.packed import packed_rows, packed_tensors
 from coterie.hf.linears import linear_weights
 from coterie.hf.quantised import fold_names
 from coterie.origins import Cut, Origin
@@ -35,7 +36,9 @@ def dense_tensors(origin: Origin, schemes: DenseSchemes = NATIVE_EVERYWHERE) -> 
     tensors: list[DenseTensor] = []
     for name in origin.model.keymap.dense:
         if name in matrices:
-            tensors += QuantisedPair(matrices[name], _rows(origin, name, scales_of.get(name))).tensors()
+            tensors += quantised_pair(matrices[name], _rows(origin, name, scales_of.get(name))).tensors()
+        elif name in origin.packed:
+            tensors += packed_tensors(origin, name, schemes)
         elif name in origin.linears:
             tensors += (as_stored(info, ALIGNMENT) for info in origin.linears[name].tensors)
         elif name not in taken:
@@ -58,7 +61,11 @@ def quantised_linears(origin: Origin, schemes: DenseSchemes) -> dict[str, Stored
         scheme = None if wanted == origin.dense_schemes.of(weight.part) else lossy_scheme(wanted)
         matrix = None if scheme is None else stored_linear(name, *weight.shape, scheme)
         # What has another shape is found, and named, when the model is loaded.
-        is_weight = name in origin.linears or _is_weight(origin.tensors[name], weight.shape, name in fp8)
+        is_weight = (
+            name in origin.linears
+            or name in origin.packed
+            or _is_weight(origin.tensors[name], weight.shape, name in fp8)
+        )
         if matrix is not None and is_weight:
             found[name] = matrix
     return found
@@ -83,6 +90,8 @@ def _fp8_scales(origin: Origin) -> dict[str, str]:
 def _rows(origin: Origin, name: str, scales: str | None) -> ReadRows:
     """Reads a weight from wherever the origin has it."""
     stored = origin.linears.get(name)
+    if name in origin.packed:
+        return packed_rows(origin, name)
 
     def rows() -> Iterator[torch.Tensor]:
         if stored is not None:

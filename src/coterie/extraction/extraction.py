@@ -16,6 +16,7 @@ from coterie.extraction.copying import Copier, worker_count
 from coterie.extraction.dense_choice import default_dense_schemes, settle_dense_schemes
 from coterie.extraction.expert_schemes import chosen_schemes
 from coterie.extraction.four_bits import FourBits
+from coterie.extraction.packed import schemes_of_packed
 from coterie.extraction.planning import ExtractionPlan, plan_extraction, with_fingerprints
 from coterie.extraction.precision import SchemesByTrust
 from coterie.extraction.progress import Meter, ProgressCallback
@@ -36,6 +37,7 @@ from coterie.hf.tokenizer import embedding_rows
 from coterie.origins import CheckpointOrigin, Origin
 from coterie.origins.store_or_checkpoint import need_checkpoint
 from coterie.quant import lossy_scheme
+from coterie.quant.packed import Rounded
 from coterie.records.files import file_stamps, first_changed
 from coterie.spec import BankKey
 from coterie.spec.dense_schemes import DenseRequest, DenseSchemes
@@ -70,6 +72,8 @@ class ExtractionReport:
         written_nbytes: Bytes of experts and dense tensors written now; 0 for a dry run.
         dense_scheme: How linear layers outside experts are stored: one scheme, or one for each part.
         allocation: How bits were allocated to experts; None if they were not.
+        rounded: What was rounded of packed weights of a quantised checkpoint, which else keep their codes, scales and
+            zeros bit for bit; None if it has none.
         int4_nbytes: About what the store would take with experts in ``int4``, where it is large and nobody said how to
             store it; else None.
         int4_dense_scheme: The scheme of linear layers outside experts that is counted with in ``int4_nbytes``; None
@@ -94,6 +98,7 @@ class ExtractionReport:
     store_nbytes: int
     dense_scheme: str
     allocation: AllocationReport | None
+    rounded: Rounded | None
     int4_nbytes: int | None
     int4_dense_scheme: str | None
     written_nbytes: int
@@ -221,6 +226,7 @@ def extract(
         otherwise = default_dense_schemes(origin.model.config, request, lossy_experts=lossy)
     dense_schemes = settle_dense_schemes(origin, request, otherwise)
     scheme_of: str | SchemeOf = one_scheme
+    undecided = undecided and not origin.packed
     if by_trust is not None and profile is not None:
         schemes = by_trust.schemes(origin.keys(), profile, origin.identity, domain=domain, modalities=modalities)
         scheme_of = schemes.__getitem__
@@ -249,6 +255,8 @@ def extract(
         check_downloads(origin, tuple(name for key in keys for name in origin.names_of(key)), dry_run=dry_run)
         allocated = allocate(origin, chosen, allocation, progress)
         scheme_of, chosen = allocated.schemes.__getitem__, allocated.chosen(chosen)
+    if origin.packed:  # what is of one scheme is copied, not computed
+        scheme_of = schemes_of_packed(origin, scheme_of)
     four_bits = FourBits.of(origin, chosen) if undecided else None
     report = make_store(
         origin, root, chosen, scheme_of, dense_schemes, options, four_bits=four_bits, allocated=allocated
@@ -498,6 +506,7 @@ def _report(
         store_nbytes=sum(file.nbytes for file in files),
         dense_scheme=str(plan.store.dense_schemes),
         allocation=None,
+        rounded=origin.rounded if origin.packed else None,
         int4_nbytes=None,
         int4_dense_scheme=None,
         written_nbytes=written,

@@ -15,6 +15,7 @@ import torch
 from coterie.checkpoint import TensorInfo, read_tensor
 from coterie.errors import CheckpointFileError, QuantisationError
 from coterie.quant import ALIGNMENT, Scheme, StoredMatrix, dequantise_fp8
+from coterie.quant.scheme import Parts
 from coterie.spec import DTYPE_BYTES
 from coterie.spec.encodings import FP8
 from coterie.store import DenseTensor
@@ -26,17 +27,17 @@ ReadRows = Callable[[], Iterator[torch.Tensor]]
 """Gives a weight as matrices of some of its rows, in order."""
 
 
-class QuantisedPair:
+class StoredPair:
     """Codes and scales of one weight, each as a tensor that is to be written.
 
     Args:
         matrix: How the weight is stored.
-        rows: Reads it.
+        parts: Gives codes and scales of some rows after the other.
     """
 
-    def __init__(self, matrix: StoredMatrix, rows: ReadRows) -> None:
+    def __init__(self, matrix: StoredMatrix, parts: Callable[[], Iterator[Parts]]) -> None:
         self._matrix = matrix
-        self._rows = rows
+        self._read = parts
         self._scales: list[bytes] | None = None
 
     def tensors(self) -> tuple[DenseTensor, DenseTensor]:
@@ -64,27 +65,42 @@ class QuantisedPair:
         yield from kept
 
     def _parts(self) -> Iterator[tuple[bytes, bytes]]:
-        first = 0
-        for rows in self._rows():
-            try:
-                codes, scales = self._matrix.quantise(rows)
-            except QuantisationError as error:
-                raise self._named(error, first) from error
-            first += len(rows)
+        for codes, scales in self._read():
             yield _bytes(codes), _bytes(scales)
 
-    def _named(self, error: QuantisationError, first: int) -> QuantisationError:
-        """The same error about rows that begin with this one, with the weight's name."""
-        name, row = self._matrix.parameter, error.facts.get("row")
-        if not isinstance(row, int):
-            return QuantisationError(f"{name}: {error.message}", advice=error.advice, tensor=name)
-        return QuantisationError(
-            f"Row {first + row} of {name} has a weight that is infinite or not a number; {self._matrix.scheme.name} "
-            "cannot store it.",
-            advice=error.advice,
-            tensor=name,
-            row=first + row,
-        )
+
+def quantised_pair(matrix: StoredMatrix, rows: ReadRows) -> StoredPair:
+    """Codes and scales of one weight that is quantised while it is read.
+
+    Args:
+        matrix: How the weight is stored.
+        rows: Reads it.
+    """
+
+    def parts() -> Iterator[Parts]:
+        first = 0
+        for some in rows():
+            try:
+                yield matrix.quantise(some)
+            except QuantisationError as error:
+                raise _named(matrix, error, first) from error
+            first += len(some)
+
+    return StoredPair(matrix, parts)
+
+
+def _named(matrix: StoredMatrix, error: QuantisationError, first: int) -> QuantisationError:
+    """The same error about rows that begin with this one, with the weight's name."""
+    name, row = matrix.parameter, error.facts.get("row")
+    if not isinstance(row, int):
+        return QuantisationError(f"{name}: {error.message}", advice=error.advice, tensor=name)
+    return QuantisationError(
+        f"Row {first + row} of {name} has a weight that is infinite or not a number; {matrix.scheme.name} cannot store "
+        "it.",
+        advice=error.advice,
+        tensor=name,
+        row=first + row,
+    )
 
 
 def _bytes(part: torch.Tensor) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +21,7 @@ from coterie.quant.scheme import Scheme
 from coterie.records import RecordReader
 from coterie.spec import SCHEME_NAMES, BankKey, ExpertKey, Extent, RecordLayout
 from coterie.spec.encodings import NATIVE, matrix_schemes, schemes_named
+from coterie.spec.layout import numbered
 from coterie.spec.parameters import StoredParameter, plan_record
 
 if TYPE_CHECKING:
@@ -35,23 +36,17 @@ _BY_SIZE = SCHEME_NAMES[::-1]
 def record_layouts(origin: Origin, scheme: str = NATIVE) -> dict[BankKey, RecordLayout]:
     """The record layout of every bank in a scheme, each name standing for one layout.
 
-    Components of one model have experts of different sizes in the same arrangement; the second and further sizes are
-    numbered, in ascending order of bank, whatever is selected: a store that grows meets the same names again.
+    Names are given to all banks, whatever is selected: a store that grows meets the same names again.
 
     Raises:
         UsageError: If there is no such scheme.
     """
-    numbered: dict[str, list[RecordLayout]] = {}
-    layouts: dict[BankKey, RecordLayout] = {}
-    for key in sorted(origin.model.banks):
-        bank = origin.model.banks[key]
-        layout = bank.layout if scheme == NATIVE else BankQuantiser.of(bank.bank, bank.layout, scheme).layout
-        known = numbered.setdefault(layout.name, [])
-        if layout not in known:
-            known.append(layout)
-        number = known.index(layout)
-        layouts[key] = layout if number == 0 else replace(layout, name=f"{layout.name};{number + 1}")
-    return layouts
+    return numbered(
+        {
+            key: bank.layout if scheme == NATIVE else BankQuantiser.of(bank.bank, bank.layout, scheme).layout
+            for key, bank in origin.model.banks.items()
+        }
+    )
 
 
 def matrix_names(bank: ExpertBank) -> tuple[str, ...]:
@@ -146,10 +141,8 @@ class BankQuantiser:
                 fields += [(place.name, place.dtype, place.shape) for place in places]
             else:
                 fields += matrix.fields()
-        short = "|".join(name.replace("_proj", "") for name in bank.parameters)
-        name = ";".join(filter(None, (short, bank.variant, scheme)))
         return cls(
-            layout=RecordLayout.build(name, fields),
+            layout=bank.schemed_layout(fields, scheme),
             stored=stored,
             parameters=parameters,
             dtypes=bank.dtypes,

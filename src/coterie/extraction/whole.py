@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from coterie.extraction.dense_choice import default_dense_schemes, settle_dense_schemes
+from coterie.extraction.packed import schemes_of_packed
 from coterie.extraction.planning import ExtractionPlan, plan_extraction
 from coterie.origins import Origin
 from coterie.quant import lossy_scheme
@@ -29,5 +30,6 @@ def plan_whole(
     lossy = lossy_scheme(wanted) is not None
     request = DenseRequest.parse(dense_scheme)
     otherwise = default_dense_schemes(origin.model.config, request, lossy_experts=lossy)
+    scheme_of = schemes_of_packed(origin, wanted)
     chosen = {key: tuple(range(bank.bank.num_experts)) for key, bank in origin.model.banks.items()}
-    return plan_extraction(origin, chosen, wanted, settle_dense_schemes(origin, request, otherwise))
+    return plan_extraction(origin, chosen, scheme_of, settle_dense_schemes(origin, request, otherwise))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,16 @@ class ExpertBank:
             router_block=path if self.router_block == self.path else path.rpartition(".")[0],
             tied=(),
         )
+
+    def schemed_layout(self, fields: Iterable[tuple[str, str, tuple[int, ...]]], scheme: str) -> RecordLayout:
+        """The record layout of this bank in a scheme.
+
+        Args:
+            fields: Name, dtype and shape of the fields, in order.
+            scheme: That of the record.
+        """
+        short = "|".join(name.replace("_proj", "") for name in self.parameters)
+        return RecordLayout.build(";".join(filter(None, (short, self.variant, scheme))), fields)
 
     def layout(self, dtypes: dict[str, str]) -> RecordLayout:
         """The record layout of this bank for given stored dtypes (safetensors' names, by parameter)."""

@@ -15,8 +15,8 @@ from coterie.extraction.whole import plan_whole
 from coterie.hf.configs import load_quantisation
 from coterie.hf.context import context_shape, default_context, model_context
 from coterie.hf.parts import leaving
-from coterie.inspection.dense_parts import DensePartFacts, dense_part_facts
-from coterie.inspection.planned import planned_footprint, planned_linears
+from coterie.inspection.dense_parts import DensePartFacts, Sized, dense_part_facts
+from coterie.inspection.planned import packed_linears, planned_footprint, planned_linears
 from coterie.inspection.report import BankFacts, ComponentFacts, InspectReport, Model
 from coterie.inspection.row_batching import RowsFacts, deciding_schemes, rows_facts, store_rows, unknown_rows
 from coterie.inspection.what_fits import process_nbytes
@@ -26,7 +26,6 @@ from coterie.origins.store_or_checkpoint import store_path
 from coterie.origins.stored_dense import dense_headers, stored_linears
 from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.spec import Batching, RecordLayout
-from coterie.spec.encodings import NATIVE
 from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
 from coterie.spec.parameters import checkpoint_encoding
 from coterie.store import AllocationFacts, CalibrationFacts, Store
@@ -232,7 +231,7 @@ def checkpoint_contents(checkpoint: Checkpoint, plan: ExtractionPlan | None = No
     """What a checkpoint holds, or what the store of it would that is planned."""
     names = [name for found in checkpoint.router_names().values() for name in found]
     here = not checkpoint.location.missing_shards(checkpoint.tensors[name].path for name in names)
-    experts = {key: [(NATIVE, bank.layout)] * bank.bank.num_experts for key, bank in checkpoint.banks.items()}
+    experts = {key: [(bank.scheme, bank.layout)] * bank.bank.num_experts for key, bank in checkpoint.banks.items()}
     if plan is not None:
         experts = {bank.key: [(one.scheme, one.layout) for one in bank.experts] for bank in plan.store.banks}
     banks = tuple(
@@ -251,7 +250,11 @@ def checkpoint_contents(checkpoint: Checkpoint, plan: ExtractionPlan | None = No
         for key, bank in sorted(checkpoint.banks.items())
     )
     ignored = tuple(sorted(checkpoint.keymap.ignored))
-    linears = {} if plan is None else planned_linears(checkpoint, plan)
+    origin = CheckpointOrigin(checkpoint)
+    linears = packed_linears(origin) if plan is None else planned_linears(origin, plan)
+    counted: Mapping[str, Sized] = {**checkpoint.tensors, **checkpoint.packed}
+    if plan is not None:
+        counted = {tensor.name: tensor for tensor in plan.dense}
     dense_nbytes = checkpoint.dense_nbytes if plan is None else sum(tensor.nbytes for tensor in plan.dense)
     on_disk = sum(info.nbytes for info in checkpoint.tensors_in_use)
     return _report(
@@ -269,12 +272,12 @@ def checkpoint_contents(checkpoint: Checkpoint, plan: ExtractionPlan | None = No
         ),
         banks,
         dense_nbytes=dense_nbytes,
-        dense_scheme=NATIVE if plan is None else str(plan.store.dense_schemes),
+        dense_scheme=str(origin.dense_schemes) if plan is None else str(plan.store.dense_schemes),
         footprint=checkpoint_footprint(checkpoint) if plan is None else planned_footprint(checkpoint, plan),
         disk_nbytes=on_disk if plan is None else dense_nbytes + plan.store.expert_nbytes,
         ignored=ignored,
         layouts=Counter(layout for found in experts.values() for _, layout in found),
-        dense_parts=dense_part_facts(checkpoint.skeleton, checkpoint.keymap, checkpoint.tensors, linears),
+        dense_parts=dense_part_facts(checkpoint.skeleton, checkpoint.keymap, counted, linears),
         batching=rows_facts(
             checkpoint.skeleton,
             checkpoint.keymap,

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from coterie.checkpoint import TensorInfo
 from coterie.hf.dense_parts import DenseParts
 from coterie.hf.keymap import KeyMap
 from coterie.inspection.planned import SchemedLinear
 from coterie.spec.dense_parts import DENSE_PARTS
 from coterie.spec.encodings import NATIVE
+
+
+class Sized(Protocol):
+    """A tensor, or what tensors hold together."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes, as they are stored."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +41,7 @@ class DensePartFacts:
 def dense_part_facts(
     skeleton: Any,
     keymap: KeyMap,
-    tensors: Mapping[str, TensorInfo],
+    tensors: Mapping[str, Sized],
     linears: Mapping[str, SchemedLinear],
     *,
     prefix: str = "",

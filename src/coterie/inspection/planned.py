@@ -11,7 +11,7 @@ from coterie.extraction.dense import quantised_linears
 from coterie.extraction.planning import ExtractionPlan
 from coterie.hf.context import context_shape
 from coterie.hf.parts import leaving
-from coterie.origins import CheckpointOrigin
+from coterie.origins import Origin
 from coterie.quant import Scheme
 from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.spec.footprint import BankRecords, Footprint
@@ -44,12 +44,25 @@ class PlannedLinear:
     nbytes: int
 
 
-def planned_linears(checkpoint: Checkpoint, plan: ExtractionPlan) -> dict[str, PlannedLinear]:
+def planned_linears(origin: Origin, plan: ExtractionPlan) -> dict[str, PlannedLinear]:
     """The weights outside experts that a plan has in a scheme, by name in the checkpoint."""
-    matrices = quantised_linears(CheckpointOrigin(checkpoint), plan.store.dense_schemes)
+    kept = origin.packed_dense
+    matrices = {
+        name: matrix
+        for name, matrix in kept.matrices.items()
+        if plan.store.dense_schemes.of(kept.parts[name]) == matrix.scheme.name
+    } | quantised_linears(origin, plan.store.dense_schemes)
     return {
         name: PlannedLinear(scheme=matrix.scheme, nbytes=matrix.scheme.form.nbytes(*matrix.rows_and_columns))
         for name, matrix in matrices.items()
+    }
+
+
+def packed_linears(origin: Origin) -> dict[str, PlannedLinear]:
+    """The weights outside experts that a quantised checkpoint has packed, and a store would keep in a scheme."""
+    return {
+        name: PlannedLinear(scheme=matrix.scheme, nbytes=origin.packed[name].nbytes)
+        for name, matrix in origin.packed_dense.matrices.items()
     }
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
-from coterie.checkpoint import Checkpoint, TensorInfo
+from coterie.checkpoint import Checkpoint, PackedWeight, TensorInfo
 from coterie.hf.configs import read_config
-from coterie.hf.quantisation import Quantisation
+from coterie.hf.quantisation import Quantisation, without_quantisation
 from coterie.origins.cut import Cut
 from coterie.origins.origin import OriginBank, OriginModel
-from coterie.origins.side_files import side_files, with_dtype
+from coterie.origins.packed_dense import PackedDense
+from coterie.origins.side_files import as_file, side_files, with_dtype
 from coterie.origins.stored_dense import StoredLinear
+from coterie.quant.packed import Rounded
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
-from coterie.spec.dense_schemes import NATIVE_EVERYWHERE
-from coterie.spec.encodings import NATIVE
+from coterie.spec.dense_schemes import DenseSchemes
 
 
 class CheckpointOrigin:
@@ -28,7 +30,6 @@ class CheckpointOrigin:
     made_from = ""
     calibration = None
     allocation = None
-    dense_schemes = NATIVE_EVERYWHERE
     cuts: Mapping[str, Cut] = MappingProxyType({})
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -68,6 +69,30 @@ class CheckpointOrigin:
         return self._checkpoint.identity
 
     @property
+    def dense_schemes(self) -> DenseSchemes:
+        """Those that take packed weights outside experts as they are; native for the rest."""
+        return self.packed_dense.schemes
+
+    @property
+    def packed(self) -> Mapping[str, PackedWeight]:
+        """Packed weights by the names that they would have if they were not."""
+        return self._checkpoint.packed
+
+    @cached_property
+    def packed_dense(self) -> PackedDense:
+        """What becomes of those outside experts."""
+        return PackedDense.of(self.model.skeleton, self.model.keymap, self._checkpoint.packed)
+
+    @property
+    def rounded(self) -> Rounded:
+        """What was rounded so far of packed weights that were read into schemes."""
+        return self._checkpoint.rounded.total
+
+    def stored_names(self, names: Iterable[str]) -> list[str]:
+        """See :class:`~coterie.origins.Origin`."""
+        return self._checkpoint.stored_names(names)
+
+    @property
     def integrity(self) -> str:
         """Fingerprint of the checkpoint."""
         return self._checkpoint.integrity
@@ -83,8 +108,8 @@ class CheckpointOrigin:
         return self._checkpoint.quantisation
 
     def scheme(self, key: ExpertKey) -> str:
-        """As they were published."""
-        return NATIVE
+        """As they were published: native, or the scheme that takes packed weights as they are."""
+        return self._checkpoint.banks[key.bank_key].scheme
 
     def errors(self, key: ExpertKey) -> None:
         """None: they are what errors are measured against."""
@@ -101,8 +126,14 @@ class CheckpointOrigin:
         return side_files(self.directory)
 
     def changed_files(self) -> Mapping[str, bytes]:
-        """A configuration that says nothing of the dtype; it says it then."""
-        config = with_dtype(read_config(self.directory), lambda: self._checkpoint.unstated_dtype)
+        """A configuration that says nothing of the dtype, which it says then, or that says how weights are packed."""
+        raw = read_config(self.directory)
+        quantisation = self.quantisation
+        packed = quantisation is not None and quantisation.packings is not None
+        plain = without_quantisation(raw) if packed else raw
+        config = with_dtype(plain, lambda: self._checkpoint.unstated_dtype)
+        if config is None and packed:
+            config = as_file(plain)
         return {} if config is None else {"config.json": config}
 
     def names_of(self, key: ExpertKey) -> list[str]:
@@ -116,7 +147,7 @@ class CheckpointOrigin:
 
     def missing(self, names: Iterable[str]) -> Mapping[Path, int]:
         """See :class:`~coterie.origins.Origin`."""
-        return self._checkpoint.location.download_nbytes(self.tensors[name].path for name in names)
+        return self._checkpoint.location.download_nbytes(self.tensors[name].path for name in self.stored_names(names))
 
     def download(self, names: Iterable[str]) -> None:
         """See :class:`~coterie.origins.Origin`."""

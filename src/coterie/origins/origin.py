@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from coterie.checkpoint import TensorInfo
+from coterie.checkpoint import PackedWeight, TensorInfo
 from coterie.hf.banks import ExpertBank
 from coterie.hf.keymap import KeyMap
 from coterie.hf.quantisation import Quantisation
 from coterie.origins.cut import Cut
+from coterie.origins.packed_dense import PackedDense
 from coterie.origins.stored_dense import StoredLinear
+from coterie.quant.packed import Rounded
 from coterie.spec import BankKey, ExpertKey, ExpertSource, RecordLayout
 from coterie.spec.dense_schemes import DenseSchemes
 
@@ -141,6 +143,25 @@ class Origin(ExpertSource, Protocol):
     @property
     def linears(self) -> Mapping[str, StoredLinear]:
         """Weights of linear layers in a scheme, by name; their codes and scales are in :attr:`tensors`."""
+        ...
+
+    @property
+    def packed(self) -> Mapping[str, PackedWeight]:
+        """Packed weights by the names that they would have if they were not; their tensors are in :attr:`tensors`."""
+        ...
+
+    @property
+    def packed_dense(self) -> PackedDense:
+        """What becomes of those outside experts."""
+        ...
+
+    @property
+    def rounded(self) -> Rounded:
+        """What was rounded so far of packed weights that were read into schemes."""
+        ...
+
+    def stored_names(self, names: Iterable[str]) -> list[str]:
+        """The names in :attr:`tensors` of what holds these weights: several of one that is packed."""
         ...
 
     @property

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import xxhash
 
-from coterie.checkpoint import Router, TensorInfo, model_identity, router_names
+from coterie.checkpoint import PackedWeight, Router, TensorInfo, model_identity, router_names
 from coterie.errors import UnsupportedError
 from coterie.hf.bank_sizes import BankSizes, banks_around
 from coterie.hf.banks import ExpertBank, find_banks
@@ -25,9 +25,11 @@ from coterie.hf.quantisation import Quantisation
 from coterie.hf.skeleton import build_skeleton
 from coterie.origins.cut import Cut
 from coterie.origins.origin import Origin, OriginBank, OriginModel
+from coterie.origins.packed_dense import PackedDense
 from coterie.origins.selection import SELECTION_FILE, Selection
 from coterie.origins.stored_dense import StoredLinear
 from coterie.quant.dtypes import TORCH_DTYPES
+from coterie.quant.packed import Rounded
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
 from coterie.spec.dense_schemes import DenseSchemes
 from coterie.store import CalibrationFacts, RecordErrors
@@ -116,6 +118,25 @@ class PrunedOrigin:
     def linears(self) -> Mapping[str, StoredLinear]:
         """Weights of linear layers in a scheme, by name."""
         return self._base.linears
+
+    @property
+    def packed(self) -> Mapping[str, PackedWeight]:
+        """The source's packed weights."""
+        return self._base.packed
+
+    @property
+    def packed_dense(self) -> PackedDense:
+        """What becomes of those outside experts."""
+        return self._base.packed_dense
+
+    @property
+    def rounded(self) -> Rounded:
+        """What was rounded so far of packed weights that were read into schemes."""
+        return self._base.rounded
+
+    def stored_names(self, names: Iterable[str]) -> list[str]:
+        """See :class:`~coterie.origins.Origin`."""
+        return self._base.stored_names(names)
 
     @property
     def quantisation(self) -> Quantisation | None:

@@ -66,7 +66,12 @@ def with_dtype(raw: Mapping[str, Any], find: Callable[[], torch.dtype]) -> bytes
         return None
     stated = {"dtype": str(find()).removeprefix("torch.")}
     parts = {key: {**raw[key], **stated} for key in keys}
-    return json.dumps({**raw, **parts, **(stated if _is_silent(raw) else {})}, indent=2).encode() + b"\n"
+    return as_file({**raw, **parts, **(stated if _is_silent(raw) else {})})
+
+
+def as_file(raw: Mapping[str, Any]) -> bytes:
+    """A configuration as the file of a store."""
+    return json.dumps(raw, indent=2).encode() + b"\n"
 
 
 def _is_silent(config: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from coterie.checkpoint import TensorInfo, model_dtype
+from coterie.checkpoint import PackedWeight, TensorInfo, model_dtype
 from coterie.errors import LoadError
 from coterie.hf.bank_sizes import BankSizes
 from coterie.hf.banks import ExpertBank
@@ -26,8 +26,10 @@ from coterie.hf.shapes import check_shapes
 from coterie.hf.skeleton import build_skeleton
 from coterie.origins.cut import Cut
 from coterie.origins.origin import OriginBank, OriginModel
+from coterie.origins.packed_dense import PackedDense
 from coterie.origins.stored_dense import StoredLinear, dense_headers, stored_linears
 from coterie.quant.dtypes import SAFETENSORS_DTYPES
+from coterie.quant.packed import Rounded
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
 from coterie.spec.dense_schemes import DenseSchemes
 from coterie.spec.encodings import NATIVE
@@ -47,6 +49,9 @@ class StoreOrigin:
     """
 
     cache = None
+    packed: Mapping[str, PackedWeight] = MappingProxyType({})
+    packed_dense = PackedDense()
+    rounded = Rounded()
     cuts: Mapping[str, Cut] = MappingProxyType({})
 
     def __init__(self, store: Store, opened: _Opened) -> None:
@@ -158,6 +163,10 @@ class StoreOrigin:
     def names_of(self, key: ExpertKey) -> list[str]:
         """None: experts are records of their own."""
         return []
+
+    def stored_names(self, names: Iterable[str]) -> list[str]:
+        """As they are."""
+        return list(dict.fromkeys(names))
 
     def missing(self, names: Iterable[str]) -> Mapping[Path, int]:
         """None: a store is here."""

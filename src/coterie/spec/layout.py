@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Any, TypeVar
+
+Key = TypeVar("Key", bound=Any)
 
 FIELD_ALIGNMENT = 64
 """Fields start on multiples of this many bytes within a record: GEMM rounding depends on alignment."""
@@ -90,3 +93,21 @@ class RecordLayout:
         if self.nbytes > position:
             ranges.append((position, self.nbytes))
         return tuple(ranges)
+
+
+def numbered(layouts: Mapping[Key, RecordLayout]) -> dict[Key, RecordLayout]:
+    """Layouts of which each name stands for one.
+
+    Components of one model have experts of different sizes in the same arrangement; the second and further sizes are
+    numbered, in ascending order of keys.
+    """
+    known: dict[str, list[RecordLayout]] = {}
+    found: dict[Key, RecordLayout] = {}
+    for key in sorted(layouts):
+        layout = layouts[key]
+        alike = known.setdefault(layout.name, [])
+        if layout not in alike:
+            alike.append(layout)
+        number = alike.index(layout)
+        found[key] = layout if number == 0 else replace(layout, name=f"{layout.name};{number + 1}")
+    return found

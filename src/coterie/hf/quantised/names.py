@@ -7,12 +7,13 @@ What transformers' conversions say about ``experts.3.up_proj.weight`` holds for 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from coterie.errors import CheckpointFileError, TensorMissingError, UnsupportedError
 from coterie.hf.decoding import is_plain
 from coterie.hf.keymap import FieldSource, KeyMap
 from coterie.hf.quantisation import Quantisation
+from coterie.hf.quantised.folded import FoldedNames
 from coterie.spec.encodings import FP8, MXFP4
 
 ((_, FP8_SCALE),) = FP8.ends
@@ -20,28 +21,12 @@ from coterie.spec.encodings import FP8, MXFP4
 
 _FP8_DTYPE = "F8_E4M3"
 # Names of scales that some releases have, in place of `weight` and all behind it.
-_OTHER_SCALES = ("scale", "qscale_weight")
-
-
-@dataclass(slots=True, kw_only=True)
-class FoldedNames:
-    """The names of a checkpoint, folded.
-
-    Attributes:
-        names: Names as they would be without quantisation.
-        parts: Folded name → names of the stored weights and scales, for what is quantised.
-        unused: Names that dequantising does not need: scales of activations.
-        block: Rows and columns of a block that the configuration states.
-    """
-
-    names: list[str]
-    parts: dict[str, tuple[str, str]] = field(default_factory=dict)
-    unused: list[str] = field(default_factory=list)
-    block: tuple[int, int] | None = None
+_OF_ACTIVATIONS = ("activation_scale", "input_scale", "output_scale")
+_OTHER_SCALES = ("scale", "qscale_weight", "weight_scale")
 
 
 def fold_names(quantisation: Quantisation | None, dtypes: Mapping[str, str]) -> FoldedNames:
-    """Folds the names of a checkpoint.
+    """Folds the names of what is quantised and used as it lies: FP8 and MXFP4.
 
     Args:
         quantisation: What its configuration says.
@@ -51,7 +36,7 @@ def fold_names(quantisation: Quantisation | None, dtypes: Mapping[str, str]) -> 
         TensorMissingError: If quantised weights have no scales.
         UnsupportedError: If weights are packed in a way that is not supported.
     """
-    if quantisation is None:
+    if quantisation is None or quantisation.packings is not None:
         return FoldedNames(names=list(dtypes))
     find = _fp8_scale if quantisation.method == "fp8" else _mxfp4_scale
     folded = FoldedNames(names=[], block=quantisation.block)
@@ -63,7 +48,7 @@ def fold_names(quantisation: Quantisation | None, dtypes: Mapping[str, str]) -> 
     if quantisation.method == "fp8":
         stems = {base.removesuffix("weight") for base in folded.parts}
         folded.unused = [
-            name for name in dtypes if name.endswith("activation_scale") and name[: -len("activation_scale")] in stems
+            name for name in dtypes for end in _OF_ACTIVATIONS if name.endswith(end) and name[: -len(end)] in stems
         ]
     folded.names = [*(name for name in dtypes if name not in taken | set(folded.unused)), *folded.parts]
     return folded
@@ -106,6 +91,9 @@ def unfold_keymap(keymap: KeyMap, folded: FoldedNames, quantisation: Quantisatio
     if quantisation is None:
         return
     for bank, sources in keymap.experts.items():
+        if quantisation.packings is not None:
+            _check_packed(sources, folded)
+            continue
         keymap.experts[bank] = {
             name: part
             for parameter, source in sources.items()
@@ -121,8 +109,15 @@ def unfold_keymap(keymap: KeyMap, folded: FoldedNames, quantisation: Quantisatio
             )
         keymap.dense[scales] = f"{keymap.dense[name]}{FP8_SCALE}"
     for names in (keymap.ignored, keymap.left_out, keymap.outside, keymap.unclaimed):
-        names[:] = sorted(stored for name in names for stored in folded.parts.get(name, (name,)))
+        names[:] = sorted({stored for name in names for stored in folded.stored(name)})
     keymap.ignored[:] = sorted([*keymap.ignored, *folded.unused])
+
+
+def _check_packed(sources: Mapping[str, FieldSource], folded: FoldedNames) -> None:
+    """Packed weights keep their folded names: what they become is a record's fields of a scheme."""
+    for parameter, source in sources.items():
+        names = [name for group in source.names.values() for name in group]
+        _check_all(source, [name for name in names if name in folded.packed], names, parameter)
 
 
 def _unfold_source(
@@ -132,21 +127,26 @@ def _unfold_source(
     quantised = [name for name in names if name in folded.parts]
     if not quantised:
         return {parameter: source}
-    if len(quantised) < len(names):
+    _check_all(source, quantised, names, parameter)
+    (ends,) = FP8.ends if quantisation.method == "fp8" else MXFP4.ends
+    return {f"{parameter}{end}": _stored_part(source, folded, part) for part, end in enumerate(ends)}
+
+
+def _check_all(source: FieldSource, quantised: list[str], names: list[str], parameter: str) -> None:
+    if quantised and len(quantised) < len(names):
+        other = next(name for name in names if name not in set(quantised))
         raise CheckpointFileError(
-            f"{quantised[0]!r} is quantised, and "
-            f"{next(name for name in names if name not in folded.parts)!r} of the same bank is not.",
+            f"{quantised[0]!r} is quantised, and {other!r} of the same bank is not.",
             advice="Save the checkpoint with all experts of a layer in one form.",
             tensor=quantised[0],
         )
-    if not is_plain(source) or source.holding == "rows":
+    if quantised and (not is_plain(source) or source.holding == "rows"):
         raise UnsupportedError(
             f"transformers rearranges {quantised[0]!r} on loading, which is not supported for quantised experts.",
             advice="Use the model's original bf16 checkpoint.",
             tensor=quantised[0],
+            parameter=parameter,
         )
-    (ends,) = FP8.ends if quantisation.method == "fp8" else MXFP4.ends
-    return {f"{parameter}{end}": _stored_part(source, folded, part) for part, end in enumerate(ends)}
 
 
 def _stored_part(source: FieldSource, folded: FoldedNames, part: int) -> FieldSource:

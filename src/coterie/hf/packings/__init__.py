@@ -1,0 +1,20 @@
+"""What ``config.json`` says about weights that are packed into words: compressed-tensors, GPTQ, AutoRound, AWQ, MLX."""
+
+from coterie.hf.packings.compressed_tensors import FLOAT, PACKED, compressed_tensors, formats, weights_of
+from coterie.hf.packings.gptq import auto_round, awq, gptq
+from coterie.hf.packings.mlx import mlx
+from coterie.hf.packings.packings import Packings, Refused
+
+__all__ = [
+    "FLOAT",
+    "PACKED",
+    "Packings",
+    "Refused",
+    "auto_round",
+    "awq",
+    "compressed_tensors",
+    "formats",
+    "gptq",
+    "mlx",
+    "weights_of",
+]

@@ -1,0 +1,7 @@
+"""Weights that checkpoints pack into words: unpacked, and put into the schemes that take them as they are."""
+
+from coterie.quant.packed.lattice import Lattice
+from coterie.quant.packed.transcoding import Rounded, transcode
+from coterie.quant.packed.unpacking import some_rows, unpack
+
+__all__ = ["Lattice", "Rounded", "some_rows", "transcode", "unpack"]
