@@ -151,8 +151,8 @@ class Packing:
         if group is None:
             raise UsageError(f"groups of {self.group} are not made of groups of 32", got=self.group)
         numbers = self.numbers
-        if self.bits == 8 and numbers == "zp":
-            # Of 8 bits, point times scale and the sum are exact in float32.
+        if self.bits == 8 and numbers != "sym":
+            # A point times a scale, and a bias plus half the range, have more bits than a shorter dtype.
             return scheme_name(8, group, "zero", "F32")
         if self.bits not in (4, 8) and numbers == "sym":
             return scheme_name(self.bits, group, "zero", scale_dtype)

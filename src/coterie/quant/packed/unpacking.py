@@ -72,7 +72,7 @@ def _compressed_tensors(packing: Packing, tensors: Tensors) -> Lattice:
     if (points is None) != packing.symmetric:
         raise ValueError("zero points are there where config.json says that there are none, or the other way round")
     # Both codes and points are stored plus half their range, so their difference is as it is.
-    points_NG = None if points is None else unpack_words(points.t(), packing.bits).t()[: len(codes_NK)]
+    points_NG = None if points is None else _in_order(unpack_words(points.t(), packing.bits).t()[: len(codes_NK)])
     return Lattice(bits=packing.bits, codes_NK=codes_NK, scales_NG=scales_NG, points_NG=points_NG)
 
 
@@ -105,13 +105,18 @@ def _with_points(
     if packing.symmetric:
         if not bool((points_NG == 1 << (packing.bits - 1)).all()):
             raise ValueError("config.json says that it is symmetric, and its zero points are not all in the middle")
-        return Lattice(bits=packing.bits, codes_NK=codes_NK.contiguous(), scales_NG=scales_NG.contiguous())
+        return Lattice(bits=packing.bits, codes_NK=_in_order(codes_NK), scales_NG=_in_order(scales_NG))
     return Lattice(
         bits=packing.bits,
-        codes_NK=codes_NK.contiguous(),
-        scales_NG=scales_NG.contiguous(),
-        points_NG=points_NG.contiguous(),
+        codes_NK=_in_order(codes_NK),
+        scales_NG=_in_order(scales_NG),
+        points_NG=_in_order(points_NG),
     )
+
+
+def _in_order(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy, row by row. (A single column of a transposed tensor passes for contiguous, with a stride of its own.)"""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _mlx(packing: Packing, tensors: Tensors) -> Lattice:
