@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from coterie.errors import UsageError
-from coterie.native import ACTIVATIONS, EXPERT_SCHEMES, SCHEMES, ExpertsKernel, Library, Located, PassMemory
+from coterie.native import ACTIVATIONS, SCHEMES, ExpertsKernel, Library, Located, PassMemory
 
 from .matrices import Matrix, activations, random_matrix, with_threads
 
@@ -46,7 +46,7 @@ class Layer(NamedTuple):
 def make(
     native: Library, scheme: str = "int4", activation: str = "silu", experts: int = 6, width: int = 192, inner: int = 96
 ) -> Layer:
-    schemes = EXPERT_SCHEMES if scheme == MIXED else (scheme,)
+    schemes = (*SCHEMES, NATIVE) if scheme == MIXED else (scheme,)
     kernel = ExpertsKernel(
         native, schemes=schemes, activation=activation, num_experts=experts, width=width, inner=inner
     )
