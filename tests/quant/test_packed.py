@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from zoo.packed import Packed, quantise, tensors_of
 
 from coterie.errors import UsageError
 from coterie.quant.packed import some_rows, transcode, unpack
 from coterie.quant.registry import GROUPED_SCHEMES
 from coterie.spec.packing import Packing
+from zoo.packed import Packed, quantise, tensors_of
 
 RECORDED = Path(__file__).parents[1] / "data" / "packed.safetensors"
 """Weights that the libraries packed, and what they make of them; see tests/data/README.md."""
@@ -22,7 +22,7 @@ def recorded() -> list[tuple[str, Packing, dict[str, torch.Tensor], torch.Tensor
     found = []
     with safe_open(RECORDED, "pt") as file:
         for case in sorted({name.partition("/")[0] for name in file.keys()}):
-            kind, bits, group, zeros, dtype = case.split("_")
+            kind, bits, group, zeros, _ = case.split("_")
             packing = Packing(
                 kind=kind.replace("gptq2", "gptq"),
                 bits=int(bits),
@@ -38,7 +38,9 @@ def recorded() -> list[tuple[str, Packing, dict[str, torch.Tensor], torch.Tensor
 CASES = recorded()
 
 
-@pytest.mark.parametrize(("packing", "tensors", "weights"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("packing", "tensors", "weights"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
 def test_weights_are_those_of_the_formats_own_library(packing, tensors, weights):
     unpacked = unpack(packing, tensors)
     ours = unpacked.weights(weights.dtype)
@@ -54,7 +56,9 @@ def test_weights_are_those_of_the_formats_own_library(packing, tensors, weights)
         assert torch.equal(ours, weights)
 
 
-@pytest.mark.parametrize(("packing", "tensors", "weights"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("packing", "tensors", "weights"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
 def test_a_scheme_takes_them_bit_for_bit(packing, tensors, weights):
     assert packing.fits({role: tuple(tensor.shape) for role, tensor in tensors.items()})
     unpacked = unpack(packing, tensors)

@@ -152,7 +152,7 @@ def _compressed_tensors(made: Codes, how: Packed) -> Tensors:
 
 
 def _gptq(made: Codes, how: Packed) -> Tensors:
-    rows, columns = made.codes.shape
+    columns = made.codes.shape[1]
     less = 0 if how.kind == "gptq_v2" else 1
     # One less, borrowing from the next point where it is 0, as the first version of the format has it.
     points = words(made.points.t().long(), how.bits).long() - less * sum(1 << at for at in range(0, 32, how.bits))
@@ -193,9 +193,9 @@ def _stacked(tensors: Tensors) -> Tensors:
         number, _, part = after.partition(".")
         experts.setdefault(f"{before}.switch_mlp.{part}", {})[int(number)] = tensor
     for name, of in experts.items():
-        signed = [of[number].view(torch.int32) if of[number].dtype == torch.uint32 else of[number] for number in sorted(of)]
-        stacked = torch.stack(signed)
-        found[name] = stacked.view(torch.uint32) if stacked.dtype == torch.int32 else stacked
+        # torch cannot stack what is unsigned.
+        one = [of[number].view(torch.int32) if name.endswith(".weight") else of[number] for number in sorted(of)]
+        found[name] = torch.stack(one).view(torch.uint32) if name.endswith(".weight") else torch.stack(one)
     return found
 
 

@@ -16,6 +16,7 @@ from coterie.quant.dtypes import SAFETENSORS_DTYPES
 from coterie.quant.packed import Lattice, Rounded, some_rows, transcode, unpack
 from coterie.quant.scheme import Parts
 
+
 class RoundedSoFar:
     """What was rounded of all packed weights of a checkpoint that were read into schemes, by any thread."""
 

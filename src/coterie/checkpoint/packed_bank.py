@@ -97,9 +97,7 @@ def _names(source: FieldSource) -> list[str]:
     return [name for group in source.names.values() for name in group]
 
 
-def _matrix(
-    bank: ExpertBank, parameter: str, source: FieldSource, weights: Mapping[str, PackedWeight]
-) -> StoredMatrix:
+def _matrix(bank: ExpertBank, parameter: str, source: FieldSource, weights: Mapping[str, PackedWeight]) -> StoredMatrix:
     """How a parameter is stored, which all of its experts have alike."""
     first = weights[_names(source)[0]]
     shape = bank.parameters[parameter]

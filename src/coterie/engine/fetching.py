@@ -165,7 +165,10 @@ class FetchingExperts:
     def _is_as_promised(self, store: Store, key: ExpertKey) -> bool:
         """Whether the record is what the cache was told it would be: others may add experts in another form."""
         ours, theirs = self._absent.layout(key), store.layout(key)
-        return store.scheme(key) == self._scheme_of(key) and (theirs.fields, theirs.nbytes) == (ours.fields, ours.nbytes)
+        return store.scheme(key) == self._scheme_of(key) and (theirs.fields, theirs.nbytes) == (
+            ours.fields,
+            ours.nbytes,
+        )
 
     def _manifest_stamp(self) -> tuple[int, int, int] | None:
         try:

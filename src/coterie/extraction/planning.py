@@ -82,7 +82,9 @@ def plan_extraction(
         side_files=files,
         changed_files=changed,
         # A store has no tensors under the names of weights that are in a scheme, and nothing to download.
-        tensors=tuple(name for name in origin.stored_names([*origin.model.keymap.dense, *experts]) if name in origin.tensors),
+        tensors=tuple(
+            name for name in origin.stored_names([*origin.model.keymap.dense, *experts]) if name in origin.tensors
+        ),
     )
 
 

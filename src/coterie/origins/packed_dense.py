@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 from coterie.checkpoint import PackedWeight
 from coterie.errors import UnsupportedError
@@ -14,9 +14,6 @@ from coterie.hf.linears import linear_weights
 from coterie.quant import SCHEMES, StoredMatrix, stored_linear
 from coterie.spec.dense_schemes import NATIVE_EVERYWHERE, DenseSchemes
 from coterie.spec.encodings import NATIVE
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +31,7 @@ class PackedDense:
     parts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: PreTrainedModel, keymap: KeyMap, packed: Mapping[str, PackedWeight]) -> PackedDense:
+    def of(cls, model: Any, keymap: KeyMap, packed: Mapping[str, PackedWeight]) -> PackedDense:
         """Finds them.
 
         A part has one scheme. Where a checkpoint has several, that of the most bytes is the part's. What is no weight

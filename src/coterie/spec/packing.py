@@ -112,7 +112,9 @@ class Packing:
     def fits(self, shapes: Mapping[str, Shape]) -> bool:
         """Whether tensors of these shapes, by role, are those of a weight that is packed so."""
         if any(len(shapes[role]) != 2 for role in ("codes", "scales") if role in shapes):
-            shapes = {role: shape if len(shape) != 1 else (*shape, 1) for role, shape in shapes.items() if role != "order"}
+            shapes = {
+                role: shape if len(shape) != 1 else (*shape, 1) for role, shape in shapes.items() if role != "order"
+            }
         if len(shapes["codes"]) != 2:
             return False
         rows, columns = self.shape(shapes["codes"])

@@ -32,7 +32,9 @@ def gptq(found: dict[str, Any]) -> Packings:
 def _gptq(stated: Mapping[str, Any], points_less_one: bool) -> Packing:
     bits, group = whole_number(stated, "bits", 2, 8), group_of(stated)
     if bits not in _WHOLE_WORDS:
-        raise Refused(f"has codes of {bits} bits, some of which lie in two words; of GPTQ only 2, 4 and 8 bits are read")
+        raise Refused(
+            f"has codes of {bits} bits, some of which lie in two words; of GPTQ only 2, 4 and 8 bits are read"
+        )
     if stated.get("desc_act") and group is not None:
         raise Refused(
             "is quantised in the order of activations (desc_act), so that the inputs of a group are not neighbours. An "
@@ -73,8 +75,9 @@ def awq(found: dict[str, Any]) -> Packings:
     form = str(found.get("version") or found.get("format") or "gemm").lower()
     if form != "gemm" or str(found.get("backend", "")).lower() == "llm-awq":
         raise Refused(f"has its weights in AWQ's format {ascii(form)[:40]}, and only gemm is read")
-    bits, group = whole_number({"bits": found.get("w_bit")} | found, "bits", 4, 4), group_of(
-        {"group_size": found.get("q_group_size")} | found
+    bits, group = (
+        whole_number({"bits": found.get("w_bit")} | found, "bits", 4, 4),
+        group_of({"group_size": found.get("q_group_size")} | found),
     )
     # Zero points are there in any case; where config.json says that there are none, they stand in the middle.
     return Packings(kind="awq", candidates=(Packing(kind="awq", bits=bits, group=group, symmetric=False),))

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from coterie.hf.quantised.packed_names import PackedNames
+from coterie.spec.packing import Packing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedNames:
+    """The tensors of one packed weight.
+
+    Attributes:
+        names: Role → name in the checkpoint.
+        packing: How it is packed.
+        index: Which entry of the tensors' first dimension is this weight's, where they have those of all experts.
+    """
+
+    names: Mapping[str, str]
+    packing: Packing
+    index: int | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from coterie.errors import TensorMissingError, UnsupportedError
 from coterie.hf.packings import Packings
-from coterie.hf.quantised.folded import FoldedNames
+from coterie.hf.quantised.folded import FoldedNames, PackedNames
 from coterie.spec.packing import Packing
 
 Shape = tuple[int, ...]
@@ -15,21 +14,6 @@ _CODES = ("I32", "U32")
 _SCALES = ("F16", "BF16", "F32")
 _STACKED = ".switch_mlp."
 _PARTS_OF_STACKED = ("gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackedNames:
-    """The tensors of one packed weight.
-
-    Attributes:
-        names: Role → name in the checkpoint.
-        packing: How it is packed.
-        index: Which entry of the tensors' first dimension is this weight's, where they have those of all experts.
-    """
-
-    names: Mapping[str, str]
-    packing: Packing
-    index: int | None = None
 
 
 def fold_packed(packings: Packings, dtypes: Mapping[str, str], shapes: Mapping[str, Shape]) -> FoldedNames:

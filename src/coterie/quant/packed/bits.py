@@ -18,12 +18,13 @@ def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
     Returns:
         uint8 [N, 32 W / ``bits``], rounded down.
     """
-    octets = words.contiguous().view(torch.uint8)
+    octets: torch.Tensor = words.contiguous().view(torch.uint8)
     if bits == 8:
         return octets
     if 8 % bits == 0:
         shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-        return ((octets[:, :, None] >> shifts) & (2**bits - 1)).flatten(1)
+        parts: torch.Tensor = (octets[:, :, None] >> shifts) & (2**bits - 1)
+        return parts.flatten(1)
     rows, count = octets.shape
     columns = count * 8 // bits
     starts = torch.arange(columns) * bits
@@ -31,4 +32,5 @@ def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
     # A code of at most 8 bits lies in two bytes; past the last one is nothing that any code has bits in.
     second = (first + 1).clamp_max(count - 1)
     pairs = octets[:, first].to(torch.int16) | (octets[:, second].to(torch.int16) << 8)
-    return ((pairs >> (starts % 8).to(torch.int16)) & (2**bits - 1)).to(torch.uint8)
+    codes: torch.Tensor = (pairs >> (starts % 8).to(torch.int16)) & (2**bits - 1)
+    return codes.to(torch.uint8)

@@ -96,12 +96,11 @@ def _awq(packing: Packing, tensors: Tensors) -> Lattice:
 
 
 def _in_awq_order(codes: torch.Tensor) -> torch.Tensor:
-    return codes.unflatten(1, (-1, len(_AWQ_ORDER)))[:, :, torch.tensor(_AWQ_ORDER)].flatten(1)
+    grouped: torch.Tensor = codes.view(len(codes), -1, len(_AWQ_ORDER))[:, :, torch.tensor(_AWQ_ORDER)]
+    return grouped.flatten(1)
 
 
-def _with_points(
-    packing: Packing, codes_NK: torch.Tensor, scales_NG: torch.Tensor, points_NG: torch.Tensor
-) -> Lattice:
+def _with_points(packing: Packing, codes_NK: torch.Tensor, scales_NG: torch.Tensor, points_NG: torch.Tensor) -> Lattice:
     if packing.symmetric:
         if not bool((points_NG == 1 << (packing.bits - 1)).all()):
             raise ValueError("config.json says that it is symmetric, and its zero points are not all in the middle")
@@ -115,7 +114,7 @@ def _with_points(
 
 
 def _in_order(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy, row by row. (A single column of a transposed tensor passes for contiguous, with a stride of its own.)"""
+    """A copy, row by row: a single column of a transposed tensor passes for contiguous, with a stride of its own."""
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
