@@ -75,13 +75,11 @@ def test_what_it_was_made_from_is_named(hub, repository, waits):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"quantization": {"group_size": 64, "bits": 4}}, "mlx"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}, "gptq"),
-        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
-        (
-            {"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}},
-            "compressed-tensors",
-        ),
+        ({"quantization": {"group_size": 64, "bits": 4, "mode": "mxfp4"}}, "mlx's mode 'mxfp4'"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 3, "group_size": 128}}, "gptq only 2, 4 and 8 bits"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv"}}, "awq's format 'gemv'"),
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "config_groups"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes"),
     ],
 )
 def test_other_quantisations_are_named_by_the_configuration(config, said, hub, repository, waits):

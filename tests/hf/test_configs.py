@@ -181,13 +181,9 @@ def test_attention_by_something_else_than_a_name(value, directory):
 @pytest.mark.parametrize(
     ("changes", "method"),
     [
-        ({"quantization": {"group_size": 64, "bits": 4}}, "mlx"),
-        ({"quantization_config": {"group_size": 64, "bits": 4}}, "mlx"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}, "gptq"),
         ({"quantization_config": {"load_in_4bit": True}}, "bitsandbytes"),
         ({"quantization_config": {"quant_algo": "NVFP4"}}, "modelopt"),
-        ({"quantization_config": {"config_groups": {}, "format": "pack-quantized"}}, "compressed-tensors"),
-        ({"compression_config": {"config_groups": {}}}, "compressed-tensors"),
+        ({"quantization_config": {"quant_method": "quark"}}, "quark"),
         ({"quantization_config": "fp8"}, "fp8"),
         ({"quantization_config": ["awq"]}, "awq"),
         ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "awq"),

@@ -121,8 +121,11 @@ class Routers:
         name, *scales = self._stored[bank]
         origin = self._origin
         origin.download([name, *scales])
-        infos = {known: origin.tensors[known] for known in (name, *scales)}
-        tensor = unread_tensors(infos, origin.quantisation, origin.model.dtype)[name][...]
+        if name in origin.packed:
+            tensor = origin.packed[name].weights(origin.model.dtype)
+        else:
+            infos = {known: origin.tensors[known] for known in (name, *scales)}
+            tensor = unread_tensors(infos, origin.quantisation, origin.model.dtype)[name][...]
         shape = self._shapes[bank]
         if tuple(tensor.shape) == shape[::-1] != shape:
             tensor = tensor.T  # transformers transposes it on loading

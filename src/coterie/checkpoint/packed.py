@@ -88,8 +88,8 @@ class PackedWeight:
             return packing.scheme(dtype)
         except UsageError as error:
             raise UnsupportedError(
-                f"{self.name!r} is quantised to {packing.bits} bits in groups of {packing.group or 'a row'} with scales "
-                f"in {dtype}, and no scheme takes that as it is: {error.message}",
+                f"{self.name!r} is quantised to {packing.bits} bits in groups of {packing.group or 'a row'} with "
+                f"scales in {dtype}, and no scheme takes that as it is: {error.message}",
                 advice="Use the model's original bf16 checkpoint, or another quantised release of it.",
                 tensor=self.name,
             ) from error

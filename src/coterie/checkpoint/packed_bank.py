@@ -112,8 +112,8 @@ def _matrix(bank: ExpertBank, parameter: str, source: FieldSource, weights: Mapp
         shapes = [piece.shape for piece in pieces]
         if (sum(rows for rows, _ in shapes), *{columns for _, columns in shapes}) != shape:
             raise CheckpointFileError(
-                f"{' and '.join(f'{one.name} {list(one.shape)}' for one in pieces)} do not fit {source.target}: the model "
-                f"needs {list(shape)}.",
+                f"{' and '.join(f'{one.name} {list(one.shape)}' for one in pieces)} do not fit {source.target}: the "
+                f"model needs {list(shape)}.",
                 advice="config.json and the weights do not belong together.",
                 tensor=pieces[0].name,
                 expected=shape,

@@ -1,4 +1,4 @@
-"""What is made of packed weights: kept in the schemes that take them as they are, and never quantised again for nothing."""
+"""What is made of packed weights: they are kept in the schemes that take them as they are."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def wanted_of_packed(what: str, have: str, want: str) -> str:
     for old, new in zip(matrix_schemes(have, count), matrix_schemes(want, count), strict=True):
         if old not in (NATIVE, new) and (new == NATIVE or _bits(new) >= _bits(old)):
             raise UsageError(
-                f"{what} quantised already, to {_bits(old)} bits; as {want} they would be rounded a second time and be no "
-                "smaller.",
+                f"{what} quantised already, to {_bits(old)} bits; as {want} they would be rounded a second time and be "
+                "no smaller.",
                 advice=f"Leave the scheme out: they are kept as they are, as {have}. To quantise otherwise, use the "
                 "model's original checkpoint.",
                 have=have,

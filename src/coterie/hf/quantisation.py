@@ -49,8 +49,8 @@ class Quantisation:
     """The quantisation of a checkpoint.
 
     Attributes:
-        method: ``fp8`` (float8 weights with scales of blocks, or of rows) or ``mxfp4`` (4-bit experts of gpt-oss), which
-            are used as they lie; or whose packing it is, of codes that become those of a scheme.
+        method: ``fp8`` (float8 weights with scales of blocks, or of rows) or ``mxfp4`` (4-bit experts of gpt-oss),
+            which are used as they lie; or whose packing it is, of codes that become those of a scheme.
         block: Rows and columns of a block that the configuration states; None for one scale per tensor, or per row.
         packings: How weights are packed; None for what is used as it lies.
     """
@@ -91,6 +91,8 @@ def read_quantisation(raw: dict[str, Any], path: Path) -> Quantisation | None:
             return _compressed_tensors(found)
         if method in _PACKED:
             packings = _PACKED[str(method)](found)
+            if packings.kind == "mlx":
+                read.check_mlx(raw.get("model_type"))
             return Quantisation(method=packings.kind, packings=packings)
     except Refused as reason:
         raise UnsupportedError(

@@ -70,7 +70,8 @@ def planned_footprint(checkpoint: Checkpoint, plan: ExtractionPlan) -> Footprint
     """What the model of the store that is planned would take in memory."""
     banks = {bank.key: BankRecords(layouts=Counter(one.layout for one in bank.experts)) for bank in plan.store.banks}
     # What is in a scheme stays in it; only the checkpoint's own quantisation is undone on loading.
-    plain = {one.name: checkpoint.tensors[one.name] for one in plan.dense if one.name in checkpoint.tensors}
+    as_they_lie = checkpoint.tensors.keys() - checkpoint.packed.keys()
+    plain = {one.name: checkpoint.tensors[one.name] for one in plan.dense if one.name in as_they_lie}
     dense = sum(one.nbytes for one in plan.dense if one.name not in plain)
     unread = unread_tensors(plain, checkpoint.quantisation, checkpoint.dtype)
     dense += sum(one.nbytes for one in unread.values())

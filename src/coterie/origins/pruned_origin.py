@@ -65,7 +65,8 @@ class PrunedOrigin:
     @cached_property
     def identity(self) -> str:
         """Fingerprint of the pruned model: that which a checkpoint made of it has."""
-        shapes = {name: self._shape(name) for name in self.model.keymap.dense if name in self.tensors}
+        plain = self.tensors.keys() - self.packed.keys()
+        shapes = {name: self._shape(name) for name in self.model.keymap.dense if name in plain}
         dense = {name: target for name, target in self.model.keymap.dense.items() if name in shapes}
         names = router_names((bank.bank for bank in self.model.banks.values()), dense, shapes)
         self.download(name for found in names.values() for name in found)
@@ -266,7 +267,7 @@ def _cuts(base: Origin, pruned: OriginModel, kept: Kept) -> dict[str, Cut]:
     )
     found: dict[str, Cut] = {}
     for name, target in base.model.keymap.dense.items():
-        info = base.tensors.get(name)
+        info = None if name in base.packed else base.tensors.get(name)
         same = before.get(target) == after.get(target)
         banks = [] if target not in before else banks_around(target, [one.bank for one in base.model.banks.values()])
         if same and info is not None and banks and not TORCH_DTYPES[info.dtype].is_floating_point:

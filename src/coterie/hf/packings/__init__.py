@@ -2,7 +2,7 @@
 
 from coterie.hf.packings.compressed_tensors import FLOAT, PACKED, compressed_tensors, formats, weights_of
 from coterie.hf.packings.gptq import auto_round, awq, gptq
-from coterie.hf.packings.mlx import mlx
+from coterie.hf.packings.mlx import check_mlx, mlx
 from coterie.hf.packings.packings import Packings, Refused
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Refused",
     "auto_round",
     "awq",
+    "check_mlx",
     "compressed_tensors",
     "formats",
     "gptq",

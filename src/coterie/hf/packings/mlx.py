@@ -8,6 +8,23 @@ from typing import Any
 from coterie.hf.packings.packings import Packings, Refused, distinct, settings, whole_number
 from coterie.spec.packing import Packing
 
+_AS_IN_TRANSFORMERS = ("deepseek_v2", "glm4_moe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
+"""Types of models of which mlx-lm changes nothing but the names of experts (``sanitize`` of its models). Of others it
+adds to norms, splits or turns weights, which no shape tells."""
+
+
+def check_mlx(model_type: object) -> None:
+    """Refuses a model whose weights MLX may have changed.
+
+    Raises:
+        Refused: Naming its type.
+    """
+    if model_type not in _AS_IN_TRANSFORMERS:
+        known = ", ".join(_AS_IN_TRANSFORMERS)
+        raise Refused(
+            f"is of the type {ascii(model_type)[:40]}, whose weights MLX may have rearranged; of MLX {known} are read"
+        )
+
 
 def mlx(found: dict[str, Any]) -> Packings:
     """What ``quantization`` of an MLX checkpoint says, or ``quantization_config``, which is the same there.

@@ -13,7 +13,8 @@ Shape = tuple[int, ...]
 _CODES = ("I32", "U32")
 _SCALES = ("F16", "BF16", "F32")
 _STACKED = ".switch_mlp."
-_PARTS_OF_STACKED = ("gate_proj", "up_proj", "down_proj")
+_PARTS_OF_STACKED = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+"""Parts of an expert, and what Mixtral calls them."""
 
 
 def fold_packed(packings: Packings, dtypes: Mapping[str, str], shapes: Mapping[str, Shape]) -> FoldedNames:
@@ -77,15 +78,17 @@ def _bases(stem: str, codes: Shape) -> Iterator[tuple[str, int | None]]:
     if len(codes) != 3:
         yield f"{stem}weight", None
         return
-    before, stacked, part = stem.rpartition(_STACKED)
-    if not stacked or part.removesuffix(".") not in _PARTS_OF_STACKED:
+    before, stacked, part = stem.removesuffix(".").rpartition(_STACKED)
+    if not stacked or part not in _PARTS_OF_STACKED:
         raise UnsupportedError(
             f"{stem}weight has the weights of {codes[0]} experts in one tensor under a name that is not known.",
             advice="Use the model's original bf16 checkpoint.",
             tensor=stem,
         )
+    if before.endswith("block_sparse_moe"):
+        part = _PARTS_OF_STACKED[part]
     for index in range(codes[0]):
-        yield f"{before}.experts.{index}.{part}weight", index
+        yield f"{before}.experts.{index}.{part}.weight", index
 
 
 def _packing(

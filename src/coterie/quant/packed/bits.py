@@ -25,7 +25,7 @@ def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
         shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
         parts: torch.Tensor = (octets[:, :, None] >> shifts) & (2**bits - 1)
         return parts.flatten(1)
-    rows, count = octets.shape
+    count = octets.shape[1]
     columns = count * 8 // bits
     starts = torch.arange(columns) * bits
     first = starts // 8
