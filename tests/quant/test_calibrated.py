@@ -117,7 +117,7 @@ def test_refitted_scales_are_the_least_squares(name: str, rows: int, columns: in
             if grid.has_zeros:
                 design[list(group), len(groups) + number] = 1
         root = torch.linalg.cholesky(hessian.double() + 1e-9 * torch.eye(columns, dtype=torch.float64)).mT
-        best = torch.linalg.lstsq(root @ design, (root @ weights[row].double())[:, None]).solution
+        best = torch.linalg.lstsq(root @ design, (root @ weights[row].double())[:, None], driver="gelsd").solution
         least = error(weights[row : row + 1], (design @ best).t(), hessian)
         mine = error(weights[row : row + 1], fitted.weights_KN().t()[row : row + 1], hessian)
         was = error(weights[row : row + 1], before.weights_KN().t()[row : row + 1], hessian)
