@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coterie.cluster.spreading import one_connection
 from coterie.curves.choosing import Chosen, ExpertRanking, kept_gate_mass
 from coterie.curves.measuring import Task, check_subject, clear, forget_windows, measure_point, reference_directory
 from coterie.curves.points import Curve, CurvePoint, SmallestSet
@@ -177,7 +178,8 @@ def curve_opening(
             ray=ray,
         )
         run = _Run(task, wanted, profile, None if output is None else points_path(output), progress)
-        return run.finish()
+        with one_connection(ray):
+            return run.finish()
 
 
 def points_path(output: str | Path) -> Path:

@@ -94,6 +94,7 @@ def evaluate_store(
         offline=request.offline,
         threads=request.threads,
         journal=journal,
+        ray=request.ray,
         progress=progress,
     )
     # Where the texts are for a while is nobody's business later.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from coterie.calibration import Calibration
+from coterie.cluster.workers import RemoteModel
 from coterie.errors import CoterieError, MemoryBudgetError, OutputError
 from coterie.evaluate.evaluation import EvaluationProgress
 from coterie.extraction import Allocation, Progress
@@ -229,7 +231,6 @@ class _Run:
             offline=request.offline,
             threads=request.threads,
         )
-        opened = OpenModel.open(str(self._prepared.model), opening)
         done, work = 0, WorkDone(material)
         total = sum(one.work for one in material)
 
@@ -238,11 +239,22 @@ class _Run:
             done += work.add(nbytes)
             self._tell(self._at("recording", done, total, "tokens"))
 
+        with self._reading(opening) as model:
+            survey(model, self._profile, material, progress=tell)
+        return self._facts_of_profile(None)
+
+    @contextmanager
+    def _reading(self, opening: Opening) -> Iterator[OpenModel | RemoteModel]:
+        """The model that is run over the material: here, or by the workers of a cluster."""
+        path, ray = str(self._prepared.model), self._request.ray
+        if ray is not None:
+            yield RemoteModel(path=path, opening=opening, address=ray)
+            return
+        opened = OpenModel.open(path, opening)
         try:
-            survey(opened, self._profile, material, progress=tell)
+            yield opened
         finally:
             opened.runtime.close()
-        return self._facts_of_profile(None)
 
     def _facts_of_profile(self, named: str | None) -> ProfileFacts:
         usage = Usage.open(self._profile, self._source.origin.identity)
@@ -266,7 +278,10 @@ class _Run:
     def _calibration(self) -> Calibration:
         request = self._request
         return Calibration(
-            material=self._division.decides, tokens=request.calibration_tokens, memory=request.work_nbytes
+            material=self._division.decides,
+            tokens=request.calibration_tokens,
+            memory=request.work_nbytes,
+            ray=request.ray,
         )
 
     def _make(self, sizing: Sizing) -> Allocated:
