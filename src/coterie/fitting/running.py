@@ -23,6 +23,7 @@ from coterie.fitting.commands import advice, commands, verdict_of
 from coterie.fitting.costs import stage_plans, wanted_stages
 from coterie.fitting.making import make_allocated, make_uniform
 from coterie.fitting.measuring import evaluate_store, measure_speed, side_by_side, verify_store
+from coterie.fitting.predicting import expected_ratios
 from coterie.fitting.preparing import Prepared
 from coterie.fitting.report import (
     Allocated,
@@ -317,10 +318,11 @@ class _Run:
             )
 
         found = evaluation(self._store, journals[0], "the store", partial=bool(made.allocation.facts.left_out))
-        other = None
+        other, expected = None, {}
         if uniform is not None:
-            other = uniform, evaluation(self._uniform, journals[1], "the uniform store", partial=False)
-        return side_by_side(self._request, texts, made, found, other, journals)
+            expected = expected_ratios(self._source.origin, self._profile, self._store, self._uniform, texts)
+            other = evaluation(self._uniform, journals[1], "the uniform store", partial=False)
+        return side_by_side(self._request, texts, found, other, journals, expected)
 
     def _measure(self, made: Allocated) -> SpeedFacts:
         return measure_speed(
