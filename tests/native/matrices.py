@@ -31,7 +31,7 @@ OTHERS = (
     "int8-g128-zero-f16",
     "int8-g32-zero-f32",
 )
-"""Schemes with other groups, numbers and dtypes of scales: each value of each, and those together that C reads apart."""
+"""Schemes with other groups, numbers and dtypes of scales: each of each, and those together that C reads apart."""
 
 
 class Matrix(NamedTuple):
@@ -52,10 +52,8 @@ class Matrix(NamedTuple):
             return self.codes.double()
         form = SCHEME_FORMATS[self.scheme]
         columns = form.values(self.codes.shape[1])
-        if form.code_bits == 8:
-            stored, point = self.codes.double(), torch.tensor(0.0)
-        else:
-            stored, point = unpack(self.codes, form.code_bits, columns).double(), torch.tensor(2.0 ** (form.code_bits - 1))
+        stored = self.codes if form.code_bits == 8 else unpack(self.codes, form.code_bits, columns)
+        stored, point = stored.double(), 0 if form.code_bits == 8 else 2 ** (form.code_bits - 1)
         if form.numbers == "zero":
             scale, zero = (spread(part, columns) for part in self.scales.unbind(-1))
             return (stored - point) * scale + zero

@@ -23,10 +23,10 @@ from coterie.native import (
     TokenState,
 )
 
-from .test_experts import MIXED, make
+from .test_experts import GROUPS, MIXED, make
 
 BF16 = torch.bfloat16
-SCHEMES = ["int3", "int4", "int8", MIXED]
+SCHEMES = ["int3", "int4", "int8", MIXED, GROUPS]
 EXPERTS, TOP_K, WIDTH, INNER = 9, 4, 192, 96
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
-from coterie.checkpoint import Checkpoint, PackedWeight, TensorInfo
+from coterie.checkpoint import Checkpoint, Location, PackedWeight, TensorInfo
 from coterie.hf.configs import read_config
 from coterie.hf.quantisation import Quantisation, without_quantisation
 from coterie.origins.cut import Cut
@@ -49,7 +49,7 @@ class CheckpointOrigin:
     @classmethod
     def open(
         cls,
-        path_or_id: str | Path,
+        path_or_id: str | Path | Location,
         *,
         component: str | None = None,
         revision: str | None = None,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from coterie.spec.encodings import SchemeFormat
+from coterie.spec.encodings import SchemeFormat, group_size
 
 
-def has_whole_group(columns: int, form: SchemeFormat) -> bool:
-    """Whether a row has at least one group without padding: of shorter rows little but scales would be stored."""
-    return columns >= form.group_size(columns)
+def has_whole_group(columns: int) -> bool:
+    """Whether a row has at least one usual group without padding: of shorter ones mostly scales would be stored.
+
+    The same for all schemes, so that all of them store the same weights.
+    """
+    return columns >= group_size(columns)
 
 
 def whole_and_rest(columns: int, form: SchemeFormat) -> Iterator[tuple[int, int, int, int]]:

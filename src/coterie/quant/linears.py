@@ -24,7 +24,7 @@ def stored_linear(name: str, rows: int, columns: int, scheme: Scheme) -> StoredM
         columns: Inputs.
         scheme: The scheme.
     """
-    if not has_whole_group(columns, scheme.form) or (rows % ALIGNMENT and columns % (2 * ALIGNMENT)):
+    if not has_whole_group(columns) or (rows % ALIGNMENT and columns % (2 * ALIGNMENT)):
         return None
     return StoredMatrix(parameter=name, shape=(rows, columns), scheme=scheme, transposed=False)
 

@@ -311,8 +311,8 @@ _BY_ENDS = {codes: (scheme, scales) for scheme in SCHEME_FORMATS.values() for co
 
 def scheme_of_codes(field: str) -> tuple[SchemeFormat, str] | None:
     """The scheme of which a field of this name is the codes, and the name of their scales; None if it is of none."""
-    parameter, _, end = field.rpartition("_")
-    found = _BY_ENDS.get(f"_{end}")
+    parameter, underscore, end = field.rpartition("_")
+    found = _BY_ENDS.get(underscore + end)
     return None if found is None else (found[0], parameter + found[1])
 
 

@@ -206,8 +206,8 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         calibration=_calibration(top["calibration"]) if "calibration" in top else None,
         allocation=parse_allocation(top["allocation"]) if "allocation" in top else None,
     )
-    _check_schemes(top["version"], version, manifest.later_schemes)
     _check_groups(top["version"], version, manifest.own_groups)
+    _check_schemes(top["version"], version, manifest.later_schemes)
     return manifest
 
 
