@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from coterie.extraction import ExtractionReport
+    from coterie.quant.packed import Rounded
     from coterie.store.survey import SurveyedFile
 
 
@@ -230,11 +231,23 @@ def _print_outcome(report: ExtractionReport) -> None:
     out.print(f"It has {_experts(report)}, {format_bytes(report.store_nbytes)} on disk.")
     if "=" in report.dense_scheme:
         out.print(f"Linear layers outside experts: {report.dense_scheme.replace('=', ' ').replace(',', ', ')}.")
+    if report.rounded is not None:
+        out.print(_packed(report.rounded))
     if report.allocation is not None:
         out.print()
         print_allocation(report.allocation, histogram=False)
     if report.ignored:
         out.print(f"Left out: {len(report.ignored)} tensors that transformers does not use.")
+
+
+def _packed(rounded: Rounded) -> str:
+    kept = "Weights that the checkpoint has quantised are kept as they are"
+    if not rounded.zeros:
+        return f"{kept}: nothing was rounded."
+    return (
+        f"{kept}, but for {rounded.zeros:,} of {rounded.of:,} zeros, which were rounded by at most {rounded.steps:.2g} of "
+        "a step of their group."
+    )
 
 
 def _experts(report: ExtractionReport) -> str:
