@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+
 from zoo.packed import Packed, packed
 
 

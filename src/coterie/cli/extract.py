@@ -245,8 +245,8 @@ def _packed(rounded: Rounded) -> str:
     if not rounded.zeros:
         return f"{kept}: nothing was rounded."
     return (
-        f"{kept}, but for {rounded.zeros:,} of {rounded.of:,} zeros, which were rounded by at most {rounded.steps:.2g} of "
-        "a step of their group."
+        f"{kept}, but for {rounded.zeros:,} of {rounded.of:,} zeros, which were rounded by at most {rounded.steps:.2g} "
+        "of a step of their group."
     )
 
 
