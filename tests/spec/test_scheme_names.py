@@ -63,7 +63,7 @@ def test_a_size_of_groups_belongs_to_one_scheme_that_names_none() -> None:
     for scheme in (None, "native", "int4-g32", "trust:top25%=native,rest=int4"):
         with pytest.raises(UsageError, match=r"a size, 128.*--scheme int4 --group 128"):
             with_group(scheme, 128)
-    with pytest.raises(UsageError, match="size of a group '48'.*64"):
+    with pytest.raises(UsageError, match=r"size of a group '48'.*64"):
         with_group("int4", 48)
 
 

@@ -143,8 +143,8 @@ class CurveAxes:
             for name in names:
                 if name not in known:
                     raise UsageError.unknown(what, name, known)
-        for name in self.schemes:
-            check_scheme(name)
+        for scheme in self.schemes:
+            check_scheme(scheme)
         if not self.missing or (self.by is not None and not self.by):
             raise UsageError("Nothing is said of which experts are there, or what is done about absent ones.")
         for given in self.coverage:

@@ -136,8 +136,8 @@ class BankQuantiser:
             for name, one in wanted.items()
             if one is not None and parameters[name].encoding is not one.form
         }
-        for matrix in matrices.values():
-            check_made_here(matrix.scheme.name)
+        for quantised in matrices.values():
+            check_made_here(quantised.scheme.name)
         fields: list[tuple[str, str, tuple[int, ...]]] = []
         for name in bank.parameters:
             matrix = matrices.get(name)

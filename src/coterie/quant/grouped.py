@@ -86,6 +86,6 @@ class GroupedScheme(Scheme):
             raise UsageError(f"The scales of {self.name} must be {wanted}, not {got}.", got=got, expected=wanted)
         parts = codes.contiguous(), store_numbers(self.form, scales_NG, others_NG)
         if not self.is_plain(parts, columns):
-            got = f"{codes.dtype} {list(codes.shape)}"
-            raise UsageError(f"{got} are no codes of {self.name} in rows of {columns} weights.", got=got)
+            found = f"{codes.dtype} {list(codes.shape)}"
+            raise UsageError(f"{found} are no codes of {self.name} in rows of {columns} weights.", got=found)
         return parts
