@@ -83,6 +83,9 @@ class Scheduler:
         self._kept: tuple[list[ExpertKey], int] = ([], 0)
         self._readers = Readers(self._order, reader, self.lock, at_once=threads)
         holds.wake, holds.notify = self._order.wake, self._readers.notify
+        with self.lock:
+            # The arena may be owed what was not found before there was a cache.
+            self._notify_grower()
 
     @property
     def failure(self) -> BaseException | None:
@@ -106,7 +109,7 @@ class Scheduler:
                 self.guard.check()
             self._refuse_nesting(claim.consumer)
             if self._predictions.made:
-                self._predictions.prediction_over(claim.consumer)
+                self._predictions.asked(claim.consumer)
             self._claims.add(claim)
             if claim.upcoming:
                 self._order.ahead.announce(claim.consumer, claim.upcoming)
@@ -160,7 +163,7 @@ class Scheduler:
             return
         with self.lock:
             if claim in self._claims.open:
-                self._predictions.prediction_over(claim.consumer)
+                self._predictions.over(claim.consumer)
             self.release(claim)
 
     def release(self, claim: Claim) -> None:
@@ -181,14 +184,14 @@ class Scheduler:
             # Last, so that a release that was interrupted, or failed, is done again when the lease is collected.
             claim.closed = True
 
-    def predict(self, consumer: Consumer, keys: Iterable[ExpertKey]) -> None:
-        """Notes what a consumer will probably ask for next; unknown keys are passed over."""
+    def predict(self, consumer: Consumer, keys: Iterable[ExpertKey], *, after: int = 0) -> None:
+        """Notes what a consumer will probably ask for after so many other requests; unknown keys are passed over."""
         if not self.guard.usable:
             self.guard.check()
         with self.lock:
             if not self.guard.usable:
                 self.guard.check()
-            self._order.ahead.predict(consumer, [key for key in keys if self._residency.has(key)])
+            self._order.ahead.predict(consumer, [key for key in keys if self._residency.has(key)], after=after)
             if not self._predictions.idle and self._predictions.any_to_read:
                 self._readers.notify()
 
@@ -358,9 +361,12 @@ class Scheduler:
         self._counters.misses += len(claim.keys) - claim.hits
         if hits and not claim.prefill and self._holds.uses_matter:
             self._holds.note(hits)
-        if claim.todo:
+        if claim.todo or claim.reading:
+            # What was only predicted until now may be prepared, and no more.
             self._readers.notify()
-        elif self._claims.leave_queue(claim):
+        if claim.todo:
+            return
+        if self._claims.leave_queue(claim):
             self._waiters.wake_all()
 
     def _begin_waiting(self, claim: Claim) -> threading.Lock:
