@@ -7,6 +7,7 @@ import pytest
 from coterie.cache import EarlyMemory, ExpertCache, growth
 from coterie.cache.arena import KERNEL_TAKES_PAGES_BACK, AddressRange, SlotArena
 from coterie.cache.growth import PIECE, Growth
+from coterie.cache.scheduler import Scheduler
 from coterie.plan.new_memory import SLOW
 
 from .sources import LARGE, PATIENCE_S, SMALL, TinySource, assert_consistent, assert_is, keys_of, leased, wait_until
@@ -142,7 +143,9 @@ class TestGrowth:
     @pytest.mark.parametrize("bandwidth", [2 * SLOW, None])
     def test_elsewhere_it_comes_with_reads(self, bandwidth):
         growth = self.grown_on(bandwidth)
-        assert not (growth.is_slow or growth.is_owed or growth.goes_on)
+        assert not growth.is_slow
+        assert not growth.is_owed
+        assert not growth.goes_on
 
 
 @pytest.fixture
@@ -150,8 +153,10 @@ def make(tmp_path, monkeypatch):
     caches = []
     monkeypatch.setattr(growth, "QUIET_S", 0.01)
 
-    def make(slots, early, layouts=None):
+    def make(slots, early, layouts=None, quiet=True):
         touch = Touch(SLOW / 4)
+        if not quiet:
+            monkeypatch.setattr(Scheduler, "_is_quiet", lambda self: False)
         monkeypatch.setattr("coterie.cache.residency.native_touch", lambda: touch)
         source = TinySource(tmp_path, layouts or dict.fromkeys(keys_of(32), SMALL))
         caches.append(ExpertCache(source, capacity=slots * SMALL.nbytes, early=early))
@@ -178,15 +183,27 @@ class TestCache:
         stats = cache.stats()
         assert stats.new_slots == 0
         assert stats.resident_bytes == cache.capacity
-        assert not cache.wants_processor
+        assert not cache.snapshot().memory_owed
         assert_consistent(cache)
 
     def test_the_rest_is_found_before_anybody_asks(self, make):
         cache = make(16, partly_found(16 * SMALL.nbytes, 5 * SMALL.nbytes))
         wait_until(lambda: cache.stats().committed_bytes == cache.capacity)
-        wait_until(lambda: not cache.wants_processor)
+        wait_until(lambda: not cache.snapshot().memory_owed)
         use(cache, keys_of(32))
         assert_consistent(cache)
+
+    def test_a_processor_is_wanted_while_memory_is_owed_and_consumers_wait_for_reads(self, make, monkeypatch):
+        cache = make(16, partly_found(16 * SMALL.nbytes, 5 * SMALL.nbytes), quiet=False)
+        clock = iter(range(100))
+        monkeypatch.setattr("coterie.cache.scheduler.time.monotonic", lambda: next(clock) * 10.0)
+        counters = cache._counters
+        cache.wants_processor()
+        counters.wait_s += 9.0
+        assert cache.wants_processor()
+        assert not cache.wants_processor()
+        counters.wait_s += 0.5
+        assert not cache.wants_processor()
 
     def test_experts_of_several_sizes(self, make):
         layouts = {key: LARGE if key.expert % 4 == 3 else SMALL for key in keys_of(32)}

@@ -106,7 +106,6 @@ class FakeHelper:
     def __init__(self, wants: list[bool]) -> None:
         self._wants = iter(wants)
 
-    @property
     def wants_processor(self) -> bool:
         return next(self._wants, False)
 

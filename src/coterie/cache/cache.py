@@ -80,9 +80,7 @@ class ExpertCache:
         self._guard = Guard()
         claims = OpenClaims(at_once=read_threads)
         self._holds = holds = Holds(self._guard, self._predictions, claims, self._counters)
-        self._residency = Residency(
-            source, capacity, policy, self._predictions, holds, self._counters, early
-        )
+        self._residency = Residency(source, capacity, policy, self._predictions, holds, self._counters, early)
         reader = RecordReader(source, verify=verify_reads, direct=direct, read_nbytes=read_nbytes)
         self._scheduler = Scheduler(
             self._guard,
@@ -122,14 +120,21 @@ class ExpertCache:
             return self._residency.warm_share
 
     @property
+    def is_reading(self) -> bool:
+        """Whether a read is under way that somebody has asked for, as somebody sees it who only looks."""
+        return self._scheduler.is_reading
+
+    @property
     def reads_at_once(self) -> int:
         """Reads outstanding at most."""
         return self._scheduler.at_once
 
-    @property
     def wants_processor(self) -> bool:
-        """Whether memory is being found for the arena, which goes on only while a processor is idle."""
-        return self._residency.growth.goes_on
+        """Whether memory that is being found for the arena is worth a processor that would be idle for it.
+
+        That goes by how long consumers have waited since the last call.
+        """
+        return self._scheduler.wants_processor()
 
     @property
     def failure(self) -> BaseException | None:

@@ -22,9 +22,9 @@ class ReadAhead:
 
     There are three kinds. What is *predicted* of a consumer is for one of the next things that it asks for, and what is
     needed soonest is read first. With that request, whatever it is, the prediction is over, and what has not been
-    started by then is dropped. So is what a later prediction of the same request does not confirm. What a prefill *announces* is a prediction that is as good as certain: it does not wait for the disk
-    to be idle, only until all that is demanded is being read. What is *worth having* comes last, and takes nobody's
-    place who has been of use.
+    started by then is dropped. So is what a later prediction of the same request does not confirm. What a prefill
+    *announces* is a prediction that is as good as certain: it does not wait for the disk to be idle, only until all
+    that is demanded is being read. What is *worth having* comes last, and takes nobody's place who has been of use.
 
     Args:
         residency: What is in memory.

@@ -22,6 +22,9 @@ from coterie.records.readers import Readers
 from coterie.records.reads import RecordReader
 from coterie.spec import ExpertKey
 
+WORTH_GROWING = 0.2
+"""Share of the time that consumers wait, from which on the arena's growth is worth more than fast arithmetic."""
+
 
 class Scheduler:
     """Serves claims with reads.
@@ -79,6 +82,8 @@ class Scheduler:
         self._grower = Grower(residency.growth, self.lock, is_quiet=self._is_quiet, on_grown=self._order.wake)
         # Requests so far, and since when it is so many.
         self._requests = (0, 0.0)
+        # When it was last asked whether a processor is wanted, and how long consumers had waited by then.
+        self._looked = (time.monotonic(), 0.0)
         # What is to stay as far as there is room, and bytes that are left to others.
         self._kept: tuple[list[ExpertKey], int] = ([], 0)
         self._readers = Readers(self._order, reader, self.lock, at_once=threads)
@@ -91,6 +96,21 @@ class Scheduler:
     def failure(self) -> BaseException | None:
         """What has ended a reading thread; None if all of them read."""
         return self._order.failure
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether something is read, or is to be read, that somebody has asked for."""
+        return self._order.is_busy
+
+    def wants_processor(self) -> bool:
+        """Whether memory is being found for the arena, and that is worth a processor, by the time since the last call.
+
+        It is while consumers wait much: a larger arena saves them more than threads that compute lose by leaving
+        processors idle. Where little is waited for, memory can come later.
+        """
+        (before, waited), now = self._looked, time.monotonic()
+        self._looked = now, self._counters.wait_s
+        return self._residency.growth.goes_on and self._looked[1] - waited > WORTH_GROWING * (now - before)
 
     def _notify_reader(self) -> None:
         self._readers.notify()

@@ -58,9 +58,8 @@ class Threads(Protocol):
 class Helper(Protocol):
     """Who has threads that run while processors are idle, which nobody is if threads turn on the spot."""
 
-    @property
     def wants_processor(self) -> bool:
-        """Whether there is something for them to do."""
+        """Whether there is something for them to do that is worth it, by the time since the last call."""
         ...
 
 
@@ -161,7 +160,7 @@ class Neighbours:
                 break
             others = cores_of_others(last, now)
             if others is not None:
-                others += sum(helper.wants_processor for helper in list(self._helpers))
+                others += sum(helper.wants_processor() for helper in list(self._helpers))
                 own = (now.own_s - last.own_s) / (now.at_s - last.at_s)
                 rested = 0.0 if self.heard or own > _LEAST_OWN else rested + now.at_s - last.at_s
                 if judgement.look(others, self.team):
