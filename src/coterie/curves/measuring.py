@@ -27,7 +27,8 @@ from coterie.extraction.expert_schemes import ExpertSchemes
 from coterie.extraction.extraction import extract
 from coterie.extraction.requantising import quantize
 from coterie.hf.banks import ExpertBank
-from coterie.origins.store_or_checkpoint import store_path
+from coterie.origins.store_or_checkpoint import find_model
+from coterie.origins.store_place import StorePlace
 from coterie.plan.machine import default_memory_budget
 from coterie.spec import BankKey, parse_bytes, share_nbytes
 from coterie.spec.encodings import NATIVE
@@ -278,7 +279,7 @@ def _stored(task: Task, setting: Setting, subject: Subject) -> Iterator[Path | N
         return
     path = task.work / f"{STORES}{_digest(task.key(setting, subject))}"
     said = task.opening
-    if store_path(task.model) is None:
+    if not isinstance(find_model(task.model, revision=said.revision, offline=said.offline), StorePlace):
         extract(
             task.model,
             path,
