@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from coterie.eviction.markov import MarkovPolicy, Visit
+from coterie.eviction.markov import MarkovPolicy
 from coterie.eviction.protocol import K
+from coterie.eviction.visit_history import Visit
 
 
 class TrustPolicy(MarkovPolicy[K]):
@@ -27,9 +28,9 @@ class TrustPolicy(MarkovPolicy[K]):
         """Expects something else from now on."""
         self._expected = expected
         for key, (visit, number) in self._places.items():
-            self._transitions.expect(visit.bank, number, expected.get(key, 0.0))
+            self._history.expect(visit.bank, number, expected.get(key, 0.0))
 
     def _meet(self, key: K) -> tuple[Visit, int]:
         place = super()._meet(key)
-        self._transitions.expect(place[0].bank, place[1], self._expected.get(key, 0.0))
+        self._history.expect(place[0].bank, place[1], self._expected.get(key, 0.0))
         return place
