@@ -10,8 +10,9 @@ sound. Each run is a process of its own in a memory cgroup as large as its budge
 reads experts and compiles kernels, the second finds what the first left.
 
 - *speed*: a short prompt, by threads.
-- *memory*: a prompt that fills the context, since memory is set aside for one. The kernel's mark of what the process
-  held at most is reset at each phase and compared with the plan.
+- *memory*: prompts that fill the context, since memory is set aside for one. The kernel's mark of what the process
+  held at most is reset at each phase and compared with the plan. Experts have all of their memory by the second answer
+  at the latest, also where new memory is slow to come by.
 - *warm*: what a profile of such answers saves, warming alone and with pins: reads of experts that had been read before,
   and the time to the first sound.
 """
@@ -199,7 +200,7 @@ def add_memory(report: Report, run: dict[str, Any], limit: int, quick: bool) -> 
         return
     answer = run["answers"][0]
     table = report.table(
-        f"Memory by phase, budget {limit / GIB:g} GiB, prompt of {answer['prompt_tokens']} tokens, "
+        f"Memory by phase, budget {limit / GIB:g} GiB, two prompts of {answer['prompt_tokens']} tokens, "
         f"{run['plan']['arena'] / MIB:.0f} MiB for experts{lent(run['plan'])}, "
         f"encoders in {', '.join(run['encoders'])}; the cgroup reached "
         f"its limit {run['reclaims']} times and gave pages of files back:",
@@ -282,7 +283,7 @@ def main() -> int:
         return "".join(map(text_of, walk.tokens(first, count)))
 
     short = [words(number * 1000, 24) for number in range(2)]
-    long = [words(5000, given.context - (700 if not given.quick else 400))]
+    long = [words(5000 + 1000 * number, given.context - (700 if not given.quick else 400)) for number in range(2)]
     try:
         runs = {
             (threads, seconds): spoken(files.store, prompt, short, given, limit, seconds=seconds, threads=threads)

@@ -127,6 +127,26 @@ def test_what_speaks_is_read_while_the_prompt_is(how: str, whole: Path, open_by_
         )
 
 
+def test_who_made_way_for_encoders_reads_on_when_they_have_done(
+    whole: Path, open_by_phase: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_by_phase(whole)
+    parts = model.coterie.parts
+    began, bring_all = [], parts._bring_all
+
+    def make_way(absent: list[Any]) -> None:
+        began.append(len(absent))
+        if len(began) > 1:
+            bring_all(absent)
+
+    monkeypatch.setattr(parts, "_bring_all", make_way)
+    with model.coterie.speaking(), torch.no_grad():
+        model.thinker(**inputs_of(audio=False))
+        read_ahead()
+        assert began == [2, 2]  # as the pass began, and as its encoder ended
+        assert {path for path, (resident, _) in seen(model).items() if resident} == {"talker", "code2wav"}
+
+
 def test_what_spoke_leaves_for_a_picture_that_is_decoded(whole: Path, open_by_phase: Callable[..., Any]) -> None:
     model = open_by_phase(whole)
     runtime = model.coterie

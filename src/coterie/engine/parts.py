@@ -283,7 +283,7 @@ class Parts:
         """Has parts in memory that somebody holds. What cannot be read says so when it is called."""
         for part in parts:
             if self._encoders:
-                return  # the next pass begins this anew
+                return  # it is begun anew when they have done
             with self._lock:
                 if self._held[part.use] and not part.resident:
                     try:
@@ -323,9 +323,11 @@ class Parts:
         finally:
             with self._lock:
                 part.calls -= 1
-                if part.use == "encoding":
+                if encodes:
                     part.users.discard(threading.get_ident())
                     self._leave_unused(part)
+            if encodes and self._held["speaking"]:
+                self._read_ahead()  # it made way, and has the rest of the prompt's pass now
 
     def _bring(self, part: _Part) -> None:
         """Has a part in memory, and notes that this thread is not done with it.
