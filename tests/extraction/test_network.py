@@ -182,7 +182,9 @@ def test_it_goes_on_where_it_was_stopped_and_checks_what_was_read_before(hub, te
     assert report.status == "resumed"
     assert report.written_nbytes < 150_000
     assert report.network is not None
-    assert len(report.network.checked) == report.network.files
+    assert len(report.network.checked) == len(list(text.glob("*.safetensors")))
+    # What an earlier run has checked is not read again; what it has read in part is.
+    assert report.network.received_nbytes < 230_000
     assert content(store) == expected
     assert not (store / names.RECEIVED).exists()
 

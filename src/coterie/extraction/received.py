@@ -7,7 +7,6 @@ line is that of a run that was killed; nothing is built on what it would have sa
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import threading
@@ -19,12 +18,7 @@ from coterie.errors import StoreError
 from coterie.files.regular import read_bounded
 
 _LIMIT = 256 * 2**20
-_LINE = re.compile(rb"(used|checked|dropped) (\d{1,18}) (\d{1,18}) ([0-9a-f]{32}) ([0-9a-f]{64})")
-
-
-def digest_of(data: bytes | memoryview) -> str:
-    """BLAKE2b-128 as 32 hex digits."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+_LINE = re.compile(rb"(used|checked|doubted|dropped) (\d{1,18}) (\d{1,18}) ([0-9a-f]{32}) ([0-9a-f]{64})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +28,7 @@ class UsedRange:
     Attributes:
         offset: Its first byte.
         nbytes: How many.
-        digest: See :func:`digest_of`.
+        digest: See :func:`~coterie.records.remote.range_reader.digest_of`.
     """
 
     offset: int
@@ -95,6 +89,10 @@ class ReceivedList:
         """Notes that a whole file was the right one."""
         self._append(f"checked 0 0 {'0' * 32} {sha256}")
 
+    def doubted(self, sha256: str) -> None:
+        """Notes that bytes of it came again after it was checked, which have to be compared, too."""
+        self._append(f"doubted 0 0 {'0' * 32} {sha256}")
+
     def dropped(self, sha256: str) -> None:
         """Notes that nothing of a file is in the store any more."""
         self._append(f"dropped 0 0 {'0' * 32} {sha256}")
@@ -115,8 +113,8 @@ class ReceivedList:
         offset, nbytes = int(line[2]), int(line[3])
         if line[1] == b"used":
             known.used[offset, nbytes] = UsedRange(offset=offset, nbytes=nbytes, digest=line[4].decode())
-        elif line[1] == b"checked":
-            known.checked = True
+        elif line[1] in (b"checked", b"doubted"):
+            known.checked = line[1] == b"checked"
         else:
             self._known[line[5].decode()] = Known({})
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coterie.errors import CheckpointFileError
-from coterie.extraction.received import ReceivedList, UsedRange, digest_of
+from coterie.extraction.received import ReceivedList, UsedRange
 from coterie.origins import Origin
 from coterie.records.remote import HttpFile, RangeReader
+from coterie.records.remote.range_reader import digest_of
 from coterie.spec import BankKey, ExpertKey
 
 HELD_BYTES = 64 * 2**20
@@ -106,12 +107,17 @@ class ShardChecks:
         self._lock = threading.Lock()
         self._shards: dict[str, _Shard] = {}
         files, wanted = remote_files(origin), wanted_bytes(origin, chosen, dense=dense)
+        before: dict[str, list[UsedRange]] = {}
+        for file, offset, nbytes, digest in reader.take_unwatched():
+            before.setdefault(file.address, []).append(UsedRange(offset=offset, nbytes=nbytes, digest=digest))
         for address, file in files.items():
             if file.sha256 is None or wanted[address] < _WHOLE * file.nbytes:
                 continue
             known = received.known(file.sha256)
             shard = _Shard(file, file.sha256, known.used, known.checked)
-            shard.early = sorted(_Early(one) for one in known.used.values())
+            shard.early = sorted(_Early(one) for one in (*known.used.values(), *before.get(address, ())))
+            if shard.checked and address in before:
+                shard.late += before[address]
             self._shards[address] = shard
             self._arrived(shard, 0, memoryview(file.header))
         self.unchecked = tuple(
@@ -177,8 +183,11 @@ class ShardChecks:
                 self._reader.read(shard.file, one.offset, view)
                 if digest_of(view) != one.digest:
                     raise self._differs(shard, f"the bytes from {one.offset:,} on came in two versions")
-            shard.checked = True
-            self._received.checked(shard.sha256)
+            self._found_right(shard)
+
+    def _found_right(self, shard: _Shard) -> None:
+        shard.checked = True
+        self._received.checked(shard.sha256)
 
     def drop(self, address: str) -> None:
         """Notes that nothing of a shard is in the store any more."""
@@ -206,6 +215,8 @@ class ShardChecks:
         if known > 0:
             # These bytes were hashed already, as they came the first time.
             again = data[:known]
+            if shard.checked and not shard.late:
+                self._received.doubted(shard.sha256)
             shard.late.append(UsedRange(offset=offset, nbytes=known, digest=digest_of(again)))
         fresh = data[known:]
         if not len(fresh):
@@ -213,8 +224,12 @@ class ShardChecks:
         shard.digest.update(fresh)
         self._compare_early(shard, fresh)
         shard.position += len(fresh)
-        if shard.complete and (got := shard.digest.hexdigest()) != shard.sha256:
+        if not shard.complete:
+            return
+        if (got := shard.digest.hexdigest()) != shard.sha256:
             raise self._differs(shard, f"its SHA-256 is {got}, the Hub says {shard.sha256}")
+        if not shard.late:
+            self._found_right(shard)
 
     def _compare_early(self, shard: _Shard, fresh: memoryview) -> None:
         begin, end = shard.position, shard.position + len(fresh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,11 @@ class Received:
     retries: int = 0
 
 
+def digest_of(data: bytes | memoryview) -> str:
+    """BLAKE2b-128 as 32 hex digits, by which bytes that come twice are compared."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 @dataclass(slots=True)
 class _Served:
     """Where a file is served at present."""
@@ -72,6 +78,12 @@ class RangeReader:
         self._ahead: Ahead | None = None
         self._lock = threading.Lock()
         self._received = Received()
+        self._unwatched: list[tuple[HttpFile, int, int, str]] = []
+
+    def take_unwatched(self) -> list[tuple[HttpFile, int, int, str]]:
+        """File, offset, number of bytes and digest of what came while nobody watched; once."""
+        taken, self._unwatched = self._unwatched, []
+        return taken
 
     @property
     def received(self) -> Received:
@@ -150,6 +162,8 @@ class RangeReader:
             raise self._explained(file, offset, failure) from failure
         if self.watch is not None:
             self.watch(file, offset, buffer)
+        elif file.sha256 is not None:
+            self._unwatched.append((file, offset, len(buffer), digest_of(buffer)))
 
     def _ask(self, file: HttpFile, first: int, last: int, receive: Callable[[Answer], None]) -> None:
         served = self._place(file)
