@@ -54,7 +54,7 @@ def range_reader(max_rate: str | int | None, *, keep_download: bool, read_twice:
     """
     rate = None if max_rate is None else parse_rate(max_rate)
     if not keep_download and not read_twice:
-        return RangeReader(max_rate=rate)
+        return RangeReader(max_rate=rate, noting=True)
     if rate is not None:
         why = "shards are downloaded to be kept" if keep_download else "shards are downloaded, to be read several times"
         raise UsageError(

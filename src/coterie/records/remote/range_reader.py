@@ -66,9 +66,10 @@ class RangeReader:
     Args:
         at_once: Most requests at once.
         max_rate: Most bytes in a second, of all requests together; None for no limit.
+        noting: Whether what comes while nobody watches is noted, for whoever watches later.
     """
 
-    def __init__(self, *, at_once: int = AT_ONCE, max_rate: int | None = None) -> None:
+    def __init__(self, *, at_once: int = AT_ONCE, max_rate: int | None = None, noting: bool = False) -> None:
         self.watch: Watcher | None = None
         self._stopped = threading.Event()
         self._slots = threading.BoundedSemaphore(at_once)
@@ -78,10 +79,11 @@ class RangeReader:
         self._ahead: Ahead | None = None
         self._lock = threading.Lock()
         self._received = Received()
+        self._noting = noting
         self._unwatched: list[tuple[HttpFile, int, int, str]] = []
 
     def take_unwatched(self) -> list[tuple[HttpFile, int, int, str]]:
-        """File, offset, number of bytes and digest of what came while nobody watched; once."""
+        """File, offset, number of bytes and digest of what came while nobody watched; once. See ``noting``."""
         taken, self._unwatched = self._unwatched, []
         return taken
 
@@ -162,7 +164,7 @@ class RangeReader:
             raise self._explained(file, offset, failure) from failure
         if self.watch is not None:
             self.watch(file, offset, buffer)
-        elif file.sha256 is not None:
+        elif self._noting:
             self._unwatched.append((file, offset, len(buffer), digest_of(buffer)))
 
     def _ask(self, file: HttpFile, first: int, last: int, receive: Callable[[Answer], None]) -> None:
