@@ -22,6 +22,7 @@ _LABELS = {
     "checksums": "Checking checksums",
     "compare": "Comparing",
     "export": "Exporting",
+    "upload": "Uploading",
 }
 
 
