@@ -259,7 +259,7 @@ def test_a_byte_that_was_wrong_once_is_found_though_it_comes_right_later(hub, te
         if told.done == told.total:
             hub.faults.clear()
 
-    with pytest.raises(CheckpointFileError, match=rf"{shard} of {REPO} arrived with other bytes.* in two versions"):
+    with pytest.raises(CheckpointFileError, match=rf"{shard} of {REPO} arrived with other bytes"):
         extract(REPO, tmp_path / "store", progress=progress)
     assert hub.faults == []
     extract(REPO, tmp_path / "store")

@@ -168,9 +168,7 @@ class RangeReader:
             self._unwatched.append((file, offset, len(buffer), digest_of(buffer)))
 
     def _ask(self, file: HttpFile, first: int, last: int, receive: Callable[[Answer], None]) -> None:
-        served = self._place(file)
-        url = served.url
-        assert url is not None, "it was located"
+        served, url = self._place(file)
         try:
             self._count(requests=1)
             with opened(file.address, first=first, last=last, served=url) as answer:
@@ -189,8 +187,8 @@ class RangeReader:
                 return
             raise
 
-    def _place(self, file: HttpFile) -> _Served:
-        """Where the file is served; asked once for all threads."""
+    def _place(self, file: HttpFile) -> tuple[_Served, str]:
+        """Where the file is served, and the address at this moment; asked once for all threads."""
         with self._lock:
             served = self._served.setdefault(file.address, _Served(threading.Lock()))
         with served.lock:
@@ -201,7 +199,7 @@ class RangeReader:
                 if file.sha256 and found.etag and len(found.etag) == 64 and found.etag != file.sha256:
                     raise BrokenAnswer(f"its content is another one now: its tag is {found.etag}, not {file.sha256}")
                 served.url, served.proven = found.url, False
-        return served
+            return served, served.url
 
     def _check(self, file: HttpFile, served: _Served, url: str, answer: Answer, first: int) -> None:
         if answer.start != first:
