@@ -12,9 +12,10 @@ from coterie.eviction.visit_history import Visit
 class TrustPolicy(MarkovPolicy[K]):
     """:class:`~coterie.eviction.MarkovPolicy` that knows beforehand how often each expert is used.
 
-    What is expected of an expert and what is seen of it count equally (see
-    :class:`~coterie.eviction.markov.Transitions`); what followed what is learned as ever. So a profile of the
-    right kind of text is worth most at the beginning, and one of another kind never stops misleading a little.
+    What is expected of an expert and what is seen of its use at any time count equally (see
+    :class:`~coterie.eviction.visit_history.VisitHistory`). What came after moments like the present one is learned as
+    ever. So a profile of the right kind of text is worth most at the beginning, and one of another kind never stops
+    misleading a little.
 
     Args:
         expected: Key → uses per visit, between 0 and 1; keys that are not named are not expected at all.

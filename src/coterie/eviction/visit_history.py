@@ -274,7 +274,7 @@ class VisitHistory:
         is_member = self._is_member[: (banks.start + count) * self.width]
         is_member.fill(0)
         is_member.put(visits_VHM[:, 0], 1)
-        is_member[:: self.width] = 0
+        is_member[NOBODY :: self.width] = 0
         # A product adds up faster than a sum does.
         common = is_member.take(visits_VHM[:, 1:]) @ np.ones(most, dtype=np.float32)
         powers_V1 = (self._decay ** np.arange(1, count + 1, dtype=np.float32))[:, None].astype(np.float32)
