@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -33,6 +34,8 @@ from coterie.hf.quantised import fold_names, record_fields, record_layout, unfol
 from coterie.hf.shapes import check_shapes
 from coterie.hf.skeleton import build_skeleton
 from coterie.quant.dtypes import SAFETENSORS_DTYPES, TORCH_DTYPES
+from coterie.records.remote import RangeReader
+from coterie.records.remote.ahead import Range
 from coterie.spec import BankKey, ByteSource, ExpertKey, Extent, Field, RecordLayout
 from coterie.spec.parameters import encoded_names
 
@@ -96,6 +99,7 @@ class Checkpoint:
         component: str | None = None,
         revision: str | None = None,
         offline: bool = False,
+        reader: RangeReader | None = None,
     ) -> Checkpoint:
         """Opens a checkpoint and claims every tensor. Reads headers only.
 
@@ -104,6 +108,8 @@ class Checkpoint:
             component: ``thinker`` or ``talker`` of a whole model; None for the model as it is.
             revision: Branch, tag or commit of a Hub repository.
             offline: Use only what is on this machine.
+            reader: Reads what is asked for of shards that are only on the Hub, by ranges, and nothing is downloaded;
+                None to have shards downloaded to the Hub's cache.
 
         Raises:
             CheckpointError: If it is not complete and consistent (the message names the tensor or file).
@@ -112,7 +118,7 @@ class Checkpoint:
         location = (
             path_or_id
             if isinstance(path_or_id, Location)
-            else Location.find(path_or_id, revision=revision, offline=offline)
+            else Location.find(path_or_id, revision=revision, offline=offline, reader=reader)
         )
         location.refuse_store()
         config = load_config(location.directory)
@@ -194,15 +200,29 @@ class Checkpoint:
         left_out = {*self.keymap.ignored, *self.keymap.outside}
         return tuple(info for name, info in self.tensors.items() if name not in left_out)
 
+    @property
+    def reader(self) -> RangeReader | None:
+        """Who reads tensors by ranges that are only on a server; None if all are, or will be, in files here."""
+        return self.location.reader
+
+    def to_download(self, names: Iterable[str]) -> set[Path]:
+        """The files with those of these tensors that are not read by ranges."""
+        return {info.path for info in map(self.tensors.__getitem__, names) if info.remote is None}
+
+    def ranges(self, names: Iterable[str]) -> list[Range]:
+        """Where on a server the bytes of these tensors are, in this order; nothing of those that are in files here."""
+        infos = map(self.tensors.__getitem__, names)
+        return [(info.remote, info.offset, info.nbytes) for info in infos if info.remote is not None]
+
     def download(self, names: Iterable[str]) -> None:
-        """Makes the shards with these tensors local.
+        """Makes the shards with these tensors local; not those that are read by ranges.
 
         Raises:
             CheckpointFileError: If one cannot be had, or has another header than the one that was read so far, which
                 came without a checksum.
             DiskSpaceError: If the disk of the Hub's cache has no room.
         """
-        paths = {self.tensors[name].path for name in names}
+        paths = self.to_download(names)
         missing = self.location.missing_shards(paths)
         if not missing:
             return
@@ -331,9 +351,11 @@ class Checkpoint:
     def identity(self) -> str:
         """Fingerprint of the model: its class and its routers' bytes, the same for every store of it."""
         names = self.router_names()
-        self.download(name for found in names.values() for name in found)
+        every = [name for _, found in sorted(names.items()) for name in found]
+        self.download(every)
         routers = ((key, map(self._router, found)) for key, found in sorted(names.items()))
-        return model_identity(type(self.skeleton).__name__, routers)
+        with nullcontext() if self.reader is None else self.reader.expecting(self.ranges(every)):
+            return model_identity(type(self.skeleton).__name__, routers)
 
     def _router(self, name: str) -> Router:
         tensor = self.read(name)

@@ -29,6 +29,7 @@ from coterie.origins.origin import OriginBank, OriginModel
 from coterie.origins.store_place import StorePlace
 from coterie.origins.stored_dense import StoredLinear, dense_headers, stored_linears
 from coterie.quant.dtypes import SAFETENSORS_DTYPES
+from coterie.records.remote.ahead import Range
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
 from coterie.spec.dense_schemes import DenseSchemes
 from coterie.spec.encodings import NATIVE
@@ -48,6 +49,7 @@ class StoreOrigin:
     """
 
     cache = None
+    reader = None
     cuts: Mapping[str, Cut] = MappingProxyType({})
 
     def __init__(self, store: Store, opened: _Opened) -> None:
@@ -182,6 +184,10 @@ class StoreOrigin:
 
     def download(self, names: Iterable[str]) -> None:
         """Does nothing: a store is here."""
+
+    def ranges(self, names: Iterable[str]) -> list[Range]:
+        """None: a store is here."""
+        return []
 
     def warn_left_out(self) -> None:
         """Does nothing: what was left out is not in the store."""
