@@ -54,6 +54,7 @@ class Task:
         work: A directory for what is needed until points are finished: logits of the full model, windows of the point
             that is under way, a store of what does not fit in memory.
         reference: Where logits of the full model are kept; by default in ``work``.
+        ray: Address of a cluster whose workers compute; None to compute here.
     """
 
     model: str | Path
@@ -65,6 +66,7 @@ class Task:
     limit: int | None
     work: Path
     reference: Path | None
+    ray: str | None = None
 
     @cached_property
     def subject(self) -> Subject:
@@ -153,6 +155,7 @@ def measure_point(task: Task, setting: Setting, subject: Subject, progress: Prog
             alteration=alteration,
             in_steps=setting.in_steps,
             journal=task.work / name,
+            ray=task.ray,
             progress=progress,
         )
     assert found.total is not None, "there are texts"
