@@ -88,7 +88,6 @@ def test_connections_serve_one_request_after_the_other(hub, address):
 
 
 class _Plain(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
     tokens: list[str | None]
 
     def do_GET(self) -> None:
@@ -141,7 +140,7 @@ def test_a_server_that_stalls_is_asked_again(hub, address, waits, monkeypatch):
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("server", ["hub", "cdn"])
 def test_a_busy_server_is_waited_for_as_long_as_it_says(server, status, hub, address, waits):
-    hub.faults.append(Fault("status", f"GET {server}", status=status, headers={"Retry-After": "7"}, count=1))
+    hub.faults.append(Fault("status", f" {server} ", status=status, headers={"Retry-After": "7"}, count=1))
     assert read(remote(address, RangeReader()), 10, 1000) == CONTENT[10:1010]
     assert waits == [7.0]
 
@@ -166,18 +165,24 @@ def test_a_fresh_address_that_is_refused_is_an_error(hub, address, waits):
     ("fault", "cause"),
     [
         (Fault("unranged", "GET cdn"), "ranges are ignored.*--keep-download"),
-        (Fault("short", "GET cdn", after=500), r"only 0 of 500 bytes were sent|bytes were sent"),
         (Fault("headers", "GET cdn", headers={"Content-Range": "bytes 0-999/300000"}), "another part of the file"),
         (Fault("headers", "GET cdn", headers={"Content-Range": "bytes 1000-1999/299999"}), "has 299,999 bytes now"),
         (Fault("status", "GET cdn", status=404), "answered 404"),
         (Fault("close", "GET cdn"), "connection broke"),
     ],
-    ids=["unranged", "short", "another part", "another size", "404", "close"],
+    ids=["unranged", "another part", "another size", "404", "close"],
 )
 def test_what_does_not_pass_is_one_error_that_names_file_and_cause(fault, cause, hub, address, waits):
     hub.faults.append(fault)
     with pytest.raises(CheckpointFileError, match=rf"{NAME} of {REPO} could not be read at byte 1,000: .*({cause})"):
         read(remote(address, RangeReader()), 1000, 1000)
+
+
+def test_what_is_lacking_of_an_answer_is_asked_for(hub, address, waits):
+    hub.faults.append(Fault("short", "GET cdn", count=1))
+    reader = RangeReader()
+    assert read(remote(address, reader), 1000, 1000) == CONTENT[1000:2000]
+    assert [asked.asked_range for asked in hub.asked if asked.server == "cdn"] == ["bytes=1000-1999", "bytes=1999-1999"]
 
 
 def test_another_content_at_the_hub_is_noticed_before_a_byte_is_read(hub, address, waits):

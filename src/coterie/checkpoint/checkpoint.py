@@ -200,10 +200,10 @@ class Checkpoint:
         left_out = {*self.keymap.ignored, *self.keymap.outside}
         return tuple(info for name, info in self.tensors.items() if name not in left_out)
 
-    @property
+    @cached_property
     def reader(self) -> RangeReader | None:
         """Who reads tensors by ranges that are only on a server; None if all are, or will be, in files here."""
-        return self.location.reader
+        return self.location.reader if any(info.remote is not None for info in self.tensors.values()) else None
 
     def to_download(self, names: Iterable[str]) -> set[Path]:
         """The files with those of these tensors that are not read by ranges."""

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from coterie.quant import StoredMatrix
 
 BUFFER_BYTES = 512 * 2**20
-"""What all workers' buffers may take, unless one expert alone takes more; the process takes about 350 MiB besides."""
+"""What all workers' buffers may take, unless one expert alone takes more; the process takes about 350 MiB besides, and
+130 MiB more where it reads over a network."""
 
 _WORKERS = 6
 _DECODING_COPIES = 3

@@ -83,8 +83,9 @@ def network_plan(origin: Origin, plan: StorePlan, found: Survey) -> NetworkUse |
         plan: What the store is to hold.
         found: What is there of it.
     """
-    if origin.reader is None or not (files := remote_files(origin)):
+    if origin.reader is None:
         return None
+    files = remote_files(origin)
     missing = {file.file for file in found.files if not file.present}
     segments = plan_segments(plan, found.base).values()
     chosen: dict[BankKey, tuple[int, ...]] = {
@@ -124,7 +125,7 @@ def checking(origin: Origin, writer: StoreWriter) -> Iterator[ShardChecks | None
         CheckpointFileError: If a shard has other bytes than the Hub says.
     """
     reader = origin.reader
-    if reader is None or not remote_files(origin):
+    if reader is None:
         yield None
         return
     received = ReceivedList(Path(writer.path) / names.RECEIVED)

@@ -307,16 +307,18 @@ class RecordReader:
             steps.append(Decoding(self._source, key, content))
             return RecordRead(self._source, key, content, None, steps, verify=self._verify)
         try:
-            distant = [extent for extent in extents if extent.source.distant]
+            distant: list[Extent] = []
             for extent in extents:
                 if extent.at < 0 or extent.nbytes < 0 or extent.at + extent.nbytes > layout.nbytes:
                     why = f"its place in the record, {extent.at}, is outside {layout.nbytes} bytes"
                     raise read_error(key, extent, 0, why)
                 if extent.source.distant:
+                    distant.append(extent)
                     continue
                 for part in split(extent, self._read_nbytes):
                     steps.append(Piece(self._files, key, part, record[part.at : part.at + part.nbytes]))
-            steps += (Joined(self._files, key, span, content) for span in join_extents(distant))
+            if distant:
+                steps += (Joined(self._files, key, span, content) for span in join_extents(distant))
             _zero_gaps(record, ((extent.at, extent.nbytes) for extent in extents))
         except BaseException:
             for step in steps:

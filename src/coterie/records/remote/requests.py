@@ -63,19 +63,19 @@ def located(url: str) -> Located:
     """
     here = url
     for _ in range(_REDIRECTS):
-        headers = {**_headers(here), "Range": "bytes=0-0"}
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        with get_session().stream("GET", here, headers=headers, follow_redirects=False, timeout=timeout) as response:
-            status = response.status_code
-            if status in (200, 206):
-                return Located(url=here, etag=_etag(response.headers), nbytes=_size(response))
-            target = response.headers.get("Location")
-            if status not in (301, 302, 303, 307, 308) or not target:
-                raise StatusProblem(status, response.headers, elsewhere=False, server=_server(here))
-            target = urljoin(here, target)
-            if _origin(target) != _origin(here):
-                return Located(url=target, etag=_etag(response.headers), nbytes=_size(response))
-            here = target
+        response = get_session().head(here, headers=_headers(here), follow_redirects=False, timeout=timeout)
+        status, target = response.status_code, response.headers.get("Location")
+        if status == 200:
+            return Located(url=here, etag=_etag(response.headers), nbytes=_size(response))
+        if status in (405, 501):
+            return Located(url=here, etag=None, nbytes=None)  # it knows no such question
+        if status not in (301, 302, 303, 307, 308) or not target:
+            raise StatusProblem(status, response.headers, elsewhere=False, server=_server(here))
+        target = urljoin(here, target)
+        if _origin(target) != _origin(here):
+            return Located(url=target, etag=_etag(response.headers), nbytes=_size(response))
+        here = target
     raise BrokenAnswer(f"its server sends from one address to the next, {_REDIRECTS} times")
 
 
@@ -161,10 +161,12 @@ def _server(url: str) -> str:
 
 
 def _size(response: Any) -> int | None:
-    """The size of the whole file, by the Hub's own header or by that of a part."""
-    linked = response.headers.get("X-Linked-Size", "")
-    if re.fullmatch(r"\d{1,18}", linked):
-        return int(linked)
+    """The size of the whole file, by the Hub's own header, by that of a part, or by that of all of it."""
+    stated = response.headers.get("X-Linked-Size", "")
+    if not stated and response.status_code == 200:
+        stated = response.headers.get("Content-Length", "")
+    if re.fullmatch(r"\d{1,18}", stated):
+        return int(stated)
     found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     return None if found is None or found[3] == "*" else int(found[3])
 
