@@ -151,15 +151,37 @@ class Repository:
             for file, header in zip(files, headers, strict=True)
         }
 
-    def _by_ranges(self, file: RemoteFile, header: RemoteHeader, reader: RangeReader) -> dict[str, TensorInfo]:
-        remote = HttpFile(
+    def remote_file(self, name: str, reader: RangeReader, *, header: bytes = b"") -> HttpFile:
+        """A file as what bytes come from, by ranges.
+
+        Args:
+            name: The file.
+            reader: Reads it.
+            header: Its first bytes, if they were read before.
+
+        Raises:
+            CheckpointFileError: If the repository has no such file, or the Hub was not asked for its files.
+        """
+        file = self._file(name)
+        return HttpFile(
             address=hf_hub_url(self.repo_id, file.name, revision=self.commit),
             name=f"{file.name} of {self.repo_id}",
             nbytes=file.nbytes,
             sha256=file.sha256,
-            header=header.content,
+            header=header,
             reader=reader,
         )
+
+    def need(self, name: str) -> None:
+        """Finds out whether a file could be had that is not here.
+
+        Raises:
+            CheckpointFileError: As :meth:`remote_file`.
+        """
+        self._file(name)
+
+    def _by_ranges(self, file: RemoteFile, header: RemoteHeader, reader: RangeReader) -> dict[str, TensorInfo]:
+        remote = self.remote_file(file.name, reader, header=header.content)
         return {name: replace(info, remote=remote) for name, info in header.tensors.items()}
 
     def _header(self, file: RemoteFile, stopped: threading.Event) -> RemoteHeader:
