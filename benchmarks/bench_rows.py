@@ -52,13 +52,13 @@ def layer_of(library: Any, states: Any) -> Any:
 
 def experts_of(library: Any) -> tuple[Any, list[torch.Tensor]]:
     """A bank whose experts are all in memory, and their records."""
-    from coterie.native import EXPERT_SCHEMES, Addresses, ExpertsKernel, TokenExperts
+    from coterie.native import SCHEME_CODES, Addresses, ExpertsKernel, TokenExperts
 
     fields = [[*fields_of("int4", 2 * INNER, WIDTH), *fields_of("int4", WIDTH, INNER)] for _ in range(EXPERTS)]
     starts = [sum(field.nbytes for field in fields[0][:i]) for i in range(4)]
     records = [torch.cat([field.view(-1).view(torch.uint8) for field in one]) for one in fields]
     kernel = ExpertsKernel(library, schemes=["int4"], activation="silu", num_experts=EXPERTS, width=WIDTH, inner=INNER)
-    four = EXPERT_SCHEMES.index("int4")
+    four = SCHEME_CODES["int4"]
     addresses = Addresses(library, EXPERTS)
     for expert, record in enumerate(records):
         addresses.publish(expert, record.data_ptr())

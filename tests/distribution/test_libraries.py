@@ -15,6 +15,7 @@ import torch
 from coterie.native import Library, PackedMatrix, dequantise, library
 from coterie.native.library import levels_of
 from coterie.quant import SCHEMES
+from coterie.spec.encodings import USUAL_SCHEMES
 from native import emulation
 from native.emulation import AARCH64, X86_64, Architecture, EmulatedFunctions, Programs
 from native.matrices import activations, random_matrix
@@ -73,7 +74,7 @@ def test_products_and_conversions_have_the_bits_of_this_machine(emulated: tuple[
     twin = here.lowered("default")
     for level in range(levels_of(machine).index(highest) + 1):
         one = Library(functions, level, threaded=False)
-        for scheme in SCHEMES:
+        for scheme in (*USUAL_SCHEMES, "int4-g128"):
             matrix, x = random_matrix(scheme, 37, 192), activations(9, 192)
             for rows in (1, 2, 9):
                 got, expected = (PackedMatrix(of, *matrix)(x[:rows]) for of in (one, twin))

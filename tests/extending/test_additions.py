@@ -26,14 +26,13 @@ SCHEME: Edits = {
             "from coterie.quant.scheme import Scheme\n",
             "from coterie.quant.scheme import Scheme\nfrom coterie.quant.toy import Toy\n",
         ),
-        ("(*_AFFINE, Int8())", "(*_AFFINE, Int8(), Toy())"),
+        ("= {**GROUPED_SCHEMES}", '= {**GROUPED_SCHEMES, "toy": Toy()}'),
+        ("for name, form in SCHEME_FORMATS.items()", 'for name, form in SCHEME_FORMATS.items() if name != "toy"'),
     ],
     "spec/encodings.py": [
         (
             "_SCHEMES = (\n",
-            "_SCHEMES = (\n"
-            '    SchemeFormat(name="toy", code_bits=8, code_dtype="I8", numbers_per_group=(), '
-            "groups=lambda _: 1),\n",
+            '_SCHEMES = (\n    SchemeFormat(name="toy", code_bits=8, code_dtype="I8", group=None),\n',
         )
     ],
 }

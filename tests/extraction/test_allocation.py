@@ -17,7 +17,7 @@ from coterie.extraction.allocation.choosing import Candidate, Level, choose, sma
 from coterie.extraction.allocation.levels import LevelMeasure
 from coterie.inspection import inspect, verify
 from coterie.origins import CheckpointOrigin
-from coterie.quant import SCHEMES
+from coterie.spec.encodings import USUAL_SCHEMES
 from coterie.store import Store, verify_store
 from coterie.survey import gather
 from zoo import ZOO, logits
@@ -82,7 +82,7 @@ def test_levels_are_those_that_are_smaller_with_the_errors_of_the_schemes(checkp
     measure = LevelMeasure(origin)
     ((_, found),) = measure.measure([key])
     measure.close()
-    assert [level.scheme for level in found["down_proj"]] == [*SCHEMES, "native"]
+    assert [level.scheme for level in found["down_proj"]] == [*USUAL_SCHEMES, "native"]
     errors = [level.error for level in found["down_proj"]]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] == 0

@@ -18,6 +18,7 @@ from coterie.inspection import inspect, verify
 from coterie.origins import CheckpointOrigin
 from coterie.quant import SCHEMES
 from coterie.spec.dense_schemes import DenseSchemes
+from coterie.spec.encodings import USUAL_SCHEMES
 from coterie.store import Store, verify_store
 from coterie.store.dense_writer import plan_shards
 from store.faults import Killed, KillingCalls, WatchedCalls
@@ -27,7 +28,7 @@ from zoo.quantised import quantised
 from .stores import snapshot
 from .test_schemes import copied
 
-BY_SCHEME = pytest.mark.parametrize("scheme", sorted(SCHEMES))
+BY_SCHEME = pytest.mark.parametrize("scheme", sorted(USUAL_SCHEMES))
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
 

@@ -15,8 +15,9 @@ from transformers import GenerationMixin, PreTrainedModel
 from coterie.errors import ContextLengthError
 from coterie.hf.last_logits import can_be_given, output_head, takes_parameter
 from coterie.kernels import QuantisedLinear, StockLinear
-from coterie.quant import SCHEMES, StoredMatrix, lossy_scheme
+from coterie.quant import StoredMatrix, lossy_scheme
 from coterie.spec import LAST_POSITIONS
+from coterie.spec.encodings import USUAL_SCHEMES
 from zoo import MATRIX, ZOO
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -191,7 +192,7 @@ def test_the_last_of_few_rows_rounds_as_the_last_of_all(dtype, shape) -> None:
     assert_rows_round_alike(head, inputs, dtype)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", USUAL_SCHEMES)
 def test_so_it_does_of_a_quantised_head(scheme) -> None:
     plain = nn.Linear(256, 4096, bias=False, dtype=BF16).requires_grad_(False)
     found = lossy_scheme(scheme)

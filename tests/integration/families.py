@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from coterie.quant import SCHEMES
+from coterie.spec.encodings import USUAL_SCHEMES
 from zoo import ZOO
 
 
@@ -16,7 +16,7 @@ def with_schemes(first: int) -> pytest.MarkDecorator:
     Args:
         first: The number of the first family's scheme. Tests that begin at different ones meet all pairs together.
     """
-    schemes = sorted(SCHEMES)
+    schemes = sorted((*USUAL_SCHEMES, "int4-g32"))
     often = {(name, schemes[(first + place) % len(schemes)]) for place, name in enumerate(sorted(ZOO))}
     pairs = itertools.product(sorted(ZOO), schemes)
     return pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from coterie.kernels import quantised_linear, stock_linear
 from coterie.kernels.dense import RmsNorm, exact_rms_norm, serves
 from coterie.native import LEVELS, Library, library
 from coterie.quant import SCHEMES
+from coterie.spec.encodings import USUAL_SCHEMES
 
-BY_SCHEME = pytest.mark.parametrize("name", sorted(SCHEMES))
+BY_SCHEME = pytest.mark.parametrize("name", [*USUAL_SCHEMES, "int4-g32", "int8-g128"])
 BY_BIAS = pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 INPUTS = {
     "rows": lambda x: x[0],

@@ -7,8 +7,31 @@ from typing import NamedTuple
 
 import torch
 
+from coterie.native import PART_DTYPES
 from coterie.quant.planes import unpack
-from coterie.spec.encodings import NATIVE
+from coterie.spec.encodings import NATIVE, SCHEME_FORMATS
+
+OTHERS = (
+    "int4-g128",
+    "int4-g32",
+    "int3-g128",
+    "int6-g32",
+    "int4-g32-sym",
+    "int4-sym-f16",
+    "int4-g128-sym-f32",
+    "int4-g32-zp-f16",
+    "int4-zp",
+    "int4-g128-zp-f32",
+    "int4-g128-f16",
+    "int4-f32",
+    "int8-g128",
+    "int8-g32-f16",
+    "int8-g128-f32",
+    "int8-zero",
+    "int8-g128-zero-f16",
+    "int8-g32-zero-f32",
+)
+"""Schemes with other groups, numbers and dtypes of scales: each of each, and those together that C reads apart."""
 
 
 class Matrix(NamedTuple):
@@ -27,12 +50,21 @@ class Matrix(NamedTuple):
         """float64 [N, K], from the definition of the scheme."""
         if self.scheme == NATIVE:
             return self.codes.double()
-        if self.scheme == "int8":
-            return self.codes.double() * spread(self.scales, self.codes.shape[1])
-        bits = int(self.scheme.removeprefix("int"))
-        stored = unpack(self.codes, bits, self.codes.shape[1] * 8 // bits).double()
-        scale, zero = (spread(part, stored.shape[1]) for part in self.scales.unbind(-1))
-        return (stored - 2 ** (bits - 1)) * scale + zero
+        form = SCHEME_FORMATS[self.scheme]
+        columns = form.values(self.codes.shape[1])
+        stored = self.codes if form.code_bits == 8 else unpack(self.codes, form.code_bits, columns)
+        stored, point = stored.double(), 0 if form.code_bits == 8 else 2 ** (form.code_bits - 1)
+        if form.numbers == "zero":
+            scale, zero = (spread(part, columns) for part in self.scales.unbind(-1))
+            return (stored - point) * scale + zero
+        if form.numbers == "sym":
+            return (stored - point) * spread(self.scales, columns)
+        groups, dtype = form.group_count(columns), PART_DTYPES[form.scale_dtype]
+        nbytes = groups * dtype.itemsize
+        scale = spread(self.scales[:, :nbytes].flatten().clone().view(dtype).view(-1, groups), columns)
+        halves = self.scales[:, nbytes:]
+        points = torch.stack([halves & 15, halves >> 4], dim=-1).flatten(1)[:, :groups]
+        return (stored - spread(points, columns)) * scale
 
 
 def spread(scales: torch.Tensor, columns: int) -> torch.Tensor:
@@ -41,17 +73,25 @@ def spread(scales: torch.Tensor, columns: int) -> torch.Tensor:
 
 def random_matrix(scheme: str, rows: int, columns: int, seed: int = 0) -> Matrix:
     generator = torch.Generator().manual_seed(seed)
-    groups = columns // (64 if columns % 64 == 0 else 32)
+    form = SCHEME_FORMATS["int4" if scheme == NATIVE else scheme]
+    groups, dtype = form.group_count(columns), PART_DTYPES[form.scale_dtype]
     factors = torch.rand(rows, groups, generator=generator) * 0.1 + 0.01
     if scheme == NATIVE:
         return Matrix(scheme, (torch.randn(rows, columns, generator=generator) * 0.05).bfloat16(), factors)
-    if scheme == "int8":
+    if form.code_bits == 8:
         codes = torch.randint(-127, 128, (rows, columns), generator=generator, dtype=torch.int8)
-        return Matrix(scheme, codes, (factors / 16).bfloat16())
-    bits = int(scheme.removeprefix("int"))
-    codes = torch.randint(0, 256, (rows, columns * bits // 8), generator=generator, dtype=torch.uint8)
+        factors /= 16
+    else:
+        packed = rows, columns * form.code_bits // 8
+        codes = torch.randint(0, 256, packed, generator=generator, dtype=torch.uint8)
     zeros = torch.randn(rows, groups, generator=generator) * 0.02
-    return Matrix(scheme, codes, torch.stack([factors, zeros], dim=-1).bfloat16())
+    if form.numbers == "sym":
+        return Matrix(scheme, codes, factors.to(dtype))
+    if form.numbers == "zero":
+        return Matrix(scheme, codes, torch.stack([factors, zeros], dim=-1).to(dtype))
+    scales = factors.to(dtype).view(torch.uint8)
+    points = torch.randint(0, 256, (rows, -(-groups // 4) * 2), generator=generator, dtype=torch.uint8)
+    return Matrix(scheme, codes, torch.cat([scales, points], dim=1))
 
 
 def activations(rows: int, columns: int, seed: int = 1) -> torch.Tensor:

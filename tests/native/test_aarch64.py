@@ -19,10 +19,11 @@ from coterie.kernels.dense import RmsNorm
 from coterie.native import Library, PackedMatrix, dequantise, library, rotate, route, token_attention
 from coterie.native.library import levels_of
 from coterie.quant import SCHEMES
+from coterie.spec.encodings import USUAL_SCHEMES
 
 from . import emulation, test_conversion, test_experts, test_layer, test_matmul, test_rows, test_token_experts
 from .emulation import EmulatedFunctions, Programs
-from .matrices import activations, random_matrix
+from .matrices import OTHERS, activations, random_matrix
 
 PROCESSORS = {"default": "cortex-a72", "neon": "cortex-a72", "dotprod": "cortex-a76"}
 """For each level a processor that has no higher one."""
@@ -108,13 +109,18 @@ def memory_at(address: int, nbytes: int) -> torch.Tensor:
     return torch.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", USUAL_SCHEMES)
 @pytest.mark.parametrize("shape", [(1, 64), (5, 160), (35, 544)], ids=str)
 def test_products_are_as_exact_as_at_any_level(native: Library, scheme: str, shape: tuple[int, int]) -> None:
     test_matmul.test_error_is_no_worse_than_that_of_bfloat16_weights(native, scheme, shape)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", OTHERS)
+def test_so_they_are_with_other_groups_and_numbers(native: Library, scheme: str) -> None:
+    test_matmul.test_error_is_no_worse_than_that_of_bfloat16_weights(native, scheme, (7, 640))
+
+
+@pytest.mark.parametrize("scheme", USUAL_SCHEMES)
 def test_bits_of_few_rows_do_not_depend_on_each_other(native: Library, scheme: str) -> None:
     test_matmul.test_bits_of_few_rows_depend_on_neither_threads_nor_each_other(native, scheme)
 
@@ -125,7 +131,7 @@ test_nothing_is_read_past_the_fields = test_matmul.test_nothing_is_read_past_the
 test_no_rows_and_no_tokens = test_matmul.test_no_rows_and_no_tokens
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", USUAL_SCHEMES)
 def test_products_of_the_largest_values_are_exact(native: Library, scheme: str) -> None:
     """Whole numbers may not overflow: the largest codes of either sign, and tokens of the largest magnitude."""
     for code in (-128, 127) if scheme == "int8" else (0, 255):
@@ -146,7 +152,7 @@ def test_experts_are_as_exact_as_at_any_level(native: Library, scheme: str, acti
 
 def test_portable_c_has_the_same_bits_on_both_processors(native: Library, twin: Library) -> None:
     portable = Library(native.functions, 0, threaded=False)
-    for scheme in SCHEMES:
+    for scheme in USUAL_SCHEMES:
         matrix, x = random_matrix(scheme, 37, 192), activations(9, 192)
         layers = [test_experts.make(one, scheme) for one in (portable, twin)]
         index, weights = test_experts.choices(9, 3, 6)
@@ -159,7 +165,7 @@ def test_portable_c_has_the_same_bits_on_both_processors(native: Library, twin: 
 @pytest.mark.parametrize("kind", ["normal", "bits", "sparse"])
 @pytest.mark.parametrize("columns", [1, 67, 96, 128])
 def test_quantising_and_dequantising_have_the_bits_of_the_reference(native: Library, kind: str, columns: int) -> None:
-    for scheme in SCHEMES.values():
+    for scheme in map(SCHEMES.__getitem__, test_conversion.MADE):
         for dtype in (torch.float32, torch.bfloat16):
             weights = test_conversion.weights_of(kind, (11, columns), columns, 0).to(dtype)
             parts = test_conversion.quantised(native, scheme, weights)
@@ -169,8 +175,14 @@ def test_quantising_and_dequantising_have_the_bits_of_the_reference(native: Libr
             test_conversion.assert_same_bits((out,), (scheme._dequantise(parts, columns, dtype),))
 
 
+def test_what_checkpoints_have_comes_back_with_the_bits_of_the_reference(native: Library) -> None:
+    for name in OTHERS:
+        for shape in ((3, 96), (2, 384)):
+            test_conversion.test_what_checkpoints_have_comes_back_with_the_bits_of_the_reference(native, name, shape)
+
+
 def test_a_row_that_cannot_be_stored_is_told(native: Library) -> None:
-    for scheme in SCHEMES.values():
+    for scheme in map(SCHEMES.__getitem__, test_conversion.MADE):
         test_conversion.test_the_first_row_that_cannot_be_stored_is_told(native, scheme, float("nan"))
 
 
@@ -202,13 +214,13 @@ def test_a_layer_has_the_bits_of_its_parts(native: Library, case: test_layer.Cas
     test_layer.test_both_halves_at_once_append_the_token(case, native)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", USUAL_SCHEMES)
 def test_experts_of_one_token_in_one_call_have_the_bits_of_the_kernel(native: Library, scheme: str) -> None:
     test_token_experts.test_bits_are_those_of_the_kernel(scheme, [5, 0, 8, 2], native)
 
 
 @pytest.mark.parametrize("rows", [3, pytest.param(16, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", USUAL_SCHEMES)
 def test_rows_have_the_bits_that_they_have_alone(native: Library, scheme: str, rows: int) -> None:
     case = test_rows.INT8 if scheme == "int8" else test_layer.SMALL
     test_rows.test_a_layer_gives_each_row_what_it_gives_it_alone(case, rows, native)

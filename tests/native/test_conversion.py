@@ -7,16 +7,18 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from coterie.native import Library, dequantise, quantise
+from coterie.native import PART_DTYPES, Library, dequantise, quantise
 from coterie.quant import SCHEMES, Scheme
+from coterie.spec.encodings import SCHEME_FORMATS, USUAL_SCHEMES
 
-from .matrices import with_threads
+from .matrices import OTHERS, random_matrix, with_threads
 
-BY_SCHEME = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=list(SCHEMES))
-COLUMNS = st.one_of(st.integers(1, 200), st.sampled_from([32, 64, 96, 128, 160, 320]))
+MADE = (*USUAL_SCHEMES, "int4-g32", "int4-g128", "int5-g128", "int8-g32", "int8-g128")
+"""Schemes that weights are quantised to: the usual ones, and one or two of each kind with other groups."""
+BY_SCHEME = pytest.mark.parametrize("scheme", [SCHEMES[name] for name in MADE], ids=MADE)
+COLUMNS = st.one_of(st.integers(1, 300), st.sampled_from([32, 64, 96, 128, 160, 256, 320]))
 KINDS = ("normal", "constant", "integers", "sparse", "bits", "one large")
 CASES = settings(max_examples=60, deadline=None)
-TORCH_DTYPES = {"U8": torch.uint8, "I8": torch.int8, "BF16": torch.bfloat16}
 
 
 def weights_of(kind: str, shape: tuple[int, int], seed: int, exponent: int) -> torch.Tensor:
@@ -42,7 +44,7 @@ def bits_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def quantised(library: Library, scheme: Scheme, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    parts = tuple(torch.empty(shape, dtype=TORCH_DTYPES[dtype]) for dtype, shape in scheme.form.parts(*weights.shape))
+    parts = tuple(torch.empty(shape, dtype=PART_DTYPES[dtype]) for dtype, shape in scheme.form.parts(*weights.shape))
     assert quantise(library, scheme.name, weights, *parts) is None
     return parts
 
@@ -83,6 +85,30 @@ def test_the_bits_are_those_of_the_reference(
         out = torch.empty(shape, dtype=wanted)
         dequantise(native, scheme.name, *parts, out)
         assert_same_bits((out,), (scheme._dequantise(parts, shape[1], wanted),))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("shape", [(3, 64), (5, 96), (2, 384), (7, 1024)], ids=str)
+def test_what_checkpoints_have_comes_back_with_the_bits_of_the_reference(
+    native: Library, name: str, shape: tuple[int, int]
+) -> None:
+    """Scales of any size and sign: subnormal ones of 16 bits, and with two signs of 0."""
+    matrix = random_matrix(name, *shape)
+    numbers = matrix.scales.view(torch.uint8)
+    numbers[0] = torch.randint(0, 255, numbers[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    # The upper byte of each number: none is infinite, and those in the second row are tiny.
+    width = SCHEME_FORMATS[name].scale_dtype
+    nbytes = {"BF16": 2, "F16": 2, "F32": 4}[width]
+    upper = numbers.view(shape[0], -1)[:, nbytes - 1 :: nbytes]
+    upper[0] &= 0xBB
+    upper[1] &= 0x83
+    parts = matrix.codes, matrix.scales
+    for wanted in (torch.float32, torch.bfloat16):
+        out = torch.empty(shape, dtype=wanted)
+        dequantise(native, name, *parts, out)
+        reference = SCHEMES[name]._dequantise(parts, shape[1], wanted)
+        assert reference.isfinite().all()
+        assert_same_bits((out,), (reference,))
 
 
 @BY_SCHEME

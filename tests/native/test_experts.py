@@ -10,12 +10,19 @@ import torch
 from torch.nn import functional as F
 
 from coterie.errors import UsageError
-from coterie.native import ACTIVATIONS, EXPERT_SCHEMES, SCHEMES, ExpertsKernel, Library, Located, PassMemory
+from coterie.native import ACTIVATIONS, SCHEMES, ExpertsKernel, Library, Located, PassMemory
+from coterie.spec.encodings import NATIVE
 
 from .matrices import Matrix, activations, random_matrix, with_threads
 
 MIXED = "mixed"
-"""Every scheme in one bank."""
+"""Every usual scheme in one bank."""
+GROUPS = "groups"
+"""Schemes in one bank whose codes are packed alike, and whose groups and numbers are not."""
+BANKS = {
+    MIXED: (*SCHEMES, NATIVE),
+    GROUPS: ("int4-g32", "int4", "int4-g128-sym-f16", "int8-g128-zero", "int4-g32-zp", "int8-g32", "int3-g128"),
+}
 
 ACT = {
     "silu": F.silu,
@@ -46,7 +53,7 @@ class Layer(NamedTuple):
 def make(
     native: Library, scheme: str = "int4", activation: str = "silu", experts: int = 6, width: int = 192, inner: int = 96
 ) -> Layer:
-    schemes = EXPERT_SCHEMES if scheme == MIXED else (scheme,)
+    schemes = BANKS.get(scheme, (scheme,))
     kernel = ExpertsKernel(
         native, schemes=schemes, activation=activation, num_experts=experts, width=width, inner=inner
     )
@@ -91,6 +98,16 @@ def test_error_is_no_worse_than_that_of_bfloat16(native: Library, scheme: str, a
         assert (got - exact).norm() <= (usual - exact).norm()
 
 
+def test_matrices_packed_alike_with_other_groups(native: Library) -> None:
+    layer = make(native, GROUPS, experts=7, width=256, inner=128)
+    for tokens in (1, 3, 16, 70):
+        x = activations(tokens, 256)
+        index, weights = choices(tokens, 4, 7)
+        exact = by_formula(layer, x, index, weights, torch.float64)
+        usual = by_formula(layer, x, index, weights, torch.bfloat16)
+        assert (layer(x, index, weights) - exact).norm() <= (usual - exact).norm()
+
+
 def in_any_order(layer: Layer, x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
     """Sums of experts that come at once, one by one, and before the end."""
     sums = [layer(x, index, weights)]
@@ -103,7 +120,7 @@ def in_any_order(layer: Layer, x: torch.Tensor, index: torch.Tensor, weights: to
     return [*sums, going.finish()]
 
 
-@pytest.mark.parametrize("scheme", [*SCHEMES, MIXED])
+@pytest.mark.parametrize("scheme", [*SCHEMES, MIXED, GROUPS])
 def test_bits_depend_on_neither_threads_nor_order_nor_other_tokens(native: Library, scheme: str) -> None:
     layer = make(native, scheme, inner=160)
     layer.kernel.least_rows = 1000

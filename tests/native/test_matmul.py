@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from torch.nn.functional import linear
@@ -9,8 +11,10 @@ from torch.nn.functional import linear
 from coterie.errors import UsageError
 from coterie.native import SCHEMES, Library, PackedMatrix
 
-from .matrices import Matrix, activations, displaced, random_matrix, with_threads
+from .matrices import OTHERS, Matrix, activations, displaced, random_matrix, with_threads
 
+ALL = (*SCHEMES, *OTHERS)
+OTHER_SHAPES = ((3, 32), (5, 160), (9, 128), (66, 1056), (37, 2048))
 SHAPES = ((1, 64), (3, 32), (4, 96), (5, 160), (9, 128), (33, 192), (70, 768), (66, 1056), (131, 2048))
 
 
@@ -18,8 +22,11 @@ def packed(native: Library, matrix: Matrix) -> PackedMatrix:
     return PackedMatrix(native, matrix.scheme, matrix.codes, matrix.scales)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("scheme", "shape"),
+    [*product(SCHEMES, SHAPES), *product(OTHERS, OTHER_SHAPES)],
+    ids=str,
+)
 def test_error_is_no_worse_than_that_of_bfloat16_weights(native: Library, scheme: str, shape: tuple[int, int]) -> None:
     matrix = random_matrix(scheme, *shape)
     product, weights = packed(native, matrix), matrix.weights()
@@ -33,7 +40,7 @@ def test_error_is_no_worse_than_that_of_bfloat16_weights(native: Library, scheme
         assert (product(x).double() - exact).norm() <= max(1.01 * usual, 1.02 * rounding)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ALL)
 def test_bits_of_few_rows_depend_on_neither_threads_nor_each_other(native: Library, scheme: str) -> None:
     product = packed(native, random_matrix(scheme, 133, 320))
     x = activations(min(9, product.least_rows - 1), 320)
@@ -44,7 +51,7 @@ def test_bits_of_few_rows_depend_on_neither_threads_nor_each_other(native: Libra
     assert torch.equal(packed(native, Matrix(scheme, codes[61:], scales[61:]))(x), alone[:, 61:])
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ALL)
 def test_bits_of_many_rows_depend_on_neither_threads_nor_each_other(native: Library, scheme: str) -> None:
     product, x = packed(native, random_matrix(scheme, 133, 320)), activations(70, 320)
     least = product.least_rows
@@ -70,14 +77,14 @@ def test_tiles_and_torch_do_not_disturb_each_other(native: Library) -> None:
         assert torch.equal(linear(x, weight), torchs)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ALL)
 def test_fields_need_not_be_aligned(native: Library, scheme: str) -> None:
     matrix, x = random_matrix(scheme, 13, 192), activations(3, 192)
     moved = Matrix(scheme, displaced(matrix.codes, 1), displaced(matrix.scales, 2))
     assert torch.equal(packed(native, moved)(displaced(x, 2)), packed(native, matrix)(x))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ALL)
 def test_values_that_are_no_numbers_stay_in_their_row(native: Library, scheme: str) -> None:
     product, x = packed(native, random_matrix(scheme, 9, 128)), activations(3, 128)
     usual = product(x)
@@ -87,11 +94,11 @@ def test_values_that_are_no_numbers_stay_in_their_row(native: Library, scheme: s
     assert torch.equal(got[[0, 2]], usual[[0, 2]])
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ALL)
 def test_nothing_is_read_past_the_fields(native: Library, scheme: str) -> None:
     # Scales that follow are no numbers: one of them in a sum would show.
     whole = random_matrix(scheme, 12, 96)
-    whole.scales[7:] = float("nan")
+    whole.scales[7:].view(torch.uint8).fill_(255)
     part = Matrix(scheme, whole.codes[:7], whole.scales[:7])
     assert packed(native, part)(activations(5, 96)).isfinite().all()
 

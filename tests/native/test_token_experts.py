@@ -12,7 +12,7 @@ import torch
 
 from coterie.errors import UsageError
 from coterie.native import (
-    EXPERT_SCHEMES,
+    SCHEME_CODES,
     STAGES,
     Addresses,
     LayerShape,
@@ -23,10 +23,10 @@ from coterie.native import (
     TokenState,
 )
 
-from .test_experts import MIXED, make
+from .test_experts import GROUPS, MIXED, make
 
 BF16 = torch.bfloat16
-SCHEMES = ["int3", "int4", "int8", MIXED]
+SCHEMES = ["int3", "int4", "int8", MIXED, GROUPS]
 EXPERTS, TOP_K, WIDTH, INNER = 9, 4, 192, 96
 
 
@@ -43,7 +43,7 @@ class Bank:
             fields = [field.contiguous().view(-1).view(torch.uint8) for one in pair for field in one.fields]
             ends = list(accumulate(field.numel() for field in fields))
             starts, split = [0, *ends[:-1]], len(pair[0].fields)
-            up, down = (EXPERT_SCHEMES.index(one.scheme) for one in pair)
+            up, down = (SCHEME_CODES[one.scheme] for one in pair)
             places.append((up, starts[0], starts[split - 1], down, starts[split], starts[-1]))
             self.records.append(torch.cat(fields))
         self.addresses = Addresses(native, EXPERTS)

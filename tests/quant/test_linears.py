@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from coterie.quant import SCHEMES, linear_names, stored_linear
+from coterie.spec.encodings import USUAL_SCHEMES
 
-BY_SCHEME = pytest.mark.parametrize("scheme", sorted(SCHEMES))
+BY_SCHEME = pytest.mark.parametrize("scheme", [*USUAL_SCHEMES, "int4-g128", "int4-g32-sym-f16"])
 
 
 @BY_SCHEME

@@ -6,7 +6,7 @@ import pytest
 
 from coterie.errors import LoadError
 from coterie.spec import SCHEME_NAMES, RecordLayout
-from coterie.spec.encodings import SCHEME_FORMATS, group_count
+from coterie.spec.encodings import SCHEME_FORMATS
 from coterie.spec.parameters import checkpoint_encoding, dequantised_nbytes, plan_record, precision, uses_scheme
 
 FIELDS = {
@@ -62,7 +62,9 @@ def test_codes_and_scales_fit_together_where_some_matrix_has_both():
             codes, scales = scheme.parts(3, columns)
             assert scheme.fits(codes, scales, (3, columns))
             assert scheme.fit_together(codes, scales)
-            assert not scheme.fit_together(codes, ("BF16", (3, group_count(columns) + 1, *scales[1][2:])))
+            (dtype, (_, count, *pair)) = scales
+            assert not scheme.fit_together(codes, (dtype, (3, count + 1, *pair)))
+            assert not scheme.fit_together(codes, ("I32", scales[1]))
             assert not scheme.fit_together((codes[0], (3, *codes[1])), scales)
 
 

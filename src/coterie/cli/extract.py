@@ -19,6 +19,7 @@ from coterie.cli.options import (
     ComponentOption,
     DryRunOption,
     ExpertSchemesOption,
+    GroupOption,
     JsonOption,
     NewStoreArgument,
     OfflineOption,
@@ -33,6 +34,7 @@ from coterie.cli.options import (
 from coterie.cli.transfer import resumable_progress
 from coterie.spec import format_bytes
 from coterie.spec.dense_parts import SCHEMED_PARTS
+from coterie.spec.scheme_names import with_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -96,6 +98,7 @@ def command(
             "those already in the store, else native.",
         ),
     ] = None,
+    group: GroupOption = None,
     expert_schemes: ExpertSchemesOption = None,
     bits: BitsOption = None,
     expert_bytes: ExpertBytesOption = None,
@@ -158,7 +161,7 @@ def command(
             domain=domain,
             modalities=(modality or None) if top is not None or allocation is None else None,
             component=component,
-            scheme=scheme,
+            scheme=with_group(scheme, group),
             expert_schemes=expert_schemes,
             allocation=allocation,
             dense_scheme=dense_scheme,

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from coterie.errors import UsageError
 from coterie.files.naming import check_name, check_new_name
-from coterie.spec import SCHEME_NAMES, Missing, Prefetch
+from coterie.spec import Missing, Prefetch
 from coterie.spec.dense_schemes import DenseRequest
+from coterie.spec.scheme_names import check_scheme
 
 
 def named_model(model: str | None) -> str | None:
@@ -45,9 +45,21 @@ def known_scheme(scheme: str | None) -> str | None:
     Raises:
         UsageError: If there is no such scheme; names the nearest one.
     """
-    if scheme is not None and ":" not in scheme and scheme not in SCHEME_NAMES:
-        raise UsageError.unknown("scheme", scheme, SCHEME_NAMES)
+    if scheme is not None and ":" not in scheme:
+        check_scheme(scheme)
     return scheme
+
+
+GroupOption = Annotated[
+    int | None,
+    typer.Option(
+        "--group",
+        metavar="N",
+        show_default=False,
+        help="With --scheme: how many weights share a scale, 32, 64 or 128: fewer are more exact and take more bytes. "
+        "--scheme int4 --group 128 is --scheme int4-g128. Default: 64.",
+    ),
+]
 
 
 ExpertSchemesOption = Annotated[

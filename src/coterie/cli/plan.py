@@ -13,6 +13,7 @@ from coterie.cli.opening import quiet_terminal
 from coterie.cli.options import (
     ComponentOption,
     ExpertsPerTokenOption,
+    GroupOption,
     JsonOption,
     ModelArgument,
     OfflineOption,
@@ -25,6 +26,7 @@ from coterie.cli.options import (
 from coterie.files.text import read_prompt
 from coterie.spec import DEFAULT_POLICY, parse_bytes
 from coterie.spec.defaults import PLANNED_ANSWER_TOKENS, PLANNED_PROMPT_TOKENS
+from coterie.spec.scheme_names import with_group
 
 if TYPE_CHECKING:
     from coterie.planner import Plan
@@ -74,6 +76,7 @@ def command(
             help="Of a checkpoint: plan for a store whose experts are in this scheme, as `coterie extract` takes it.",
         ),
     ] = None,
+    group: GroupOption = None,
     dense_scheme: Annotated[
         str | None,
         typer.Option(
@@ -147,7 +150,7 @@ def command(
             context=context,
             disk=disk,
             component=component,
-            scheme=scheme,
+            scheme=with_group(scheme, group),
             dense_scheme=dense_scheme,
             experts_per_token=experts_per_token,
             eviction=eviction,

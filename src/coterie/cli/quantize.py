@@ -13,6 +13,7 @@ from coterie.cli.material import ImageFilesOption, SpeechFilesOption, gather_mat
 from coterie.cli.options import (
     DryRunOption,
     ExpertSchemesOption,
+    GroupOption,
     JsonOption,
     MemoryOption,
     ModelArgument,
@@ -29,6 +30,7 @@ from coterie.cli.ray_messages import without_ray_messages
 from coterie.cli.transfer import resumable_progress
 from coterie.cluster.connection import check_ray
 from coterie.errors import UsageError
+from coterie.spec.scheme_names import with_group
 
 if TYPE_CHECKING:
     from coterie.calibration import Calibration
@@ -51,6 +53,7 @@ def command(
             "trust:top25%=native,rest=int4. Default: as they are.",
         ),
     ] = None,
+    group: GroupOption = None,
     expert_schemes: ExpertSchemesOption = None,
     bits: BitsOption = None,
     expert_bytes: ExpertBytesOption = None,
@@ -127,7 +130,7 @@ def command(
         report = quantize(
             model,
             store,
-            scheme=scheme,
+            scheme=with_group(scheme, group),
             expert_schemes=expert_schemes,
             dense_scheme=dense_scheme,
             calibration=calibration,

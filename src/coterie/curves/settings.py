@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from coterie.errors import UsageError
-from coterie.spec import SCHEME_NAMES, Missing
+from coterie.spec import Missing
 from coterie.spec.amount import Amount
 from coterie.spec.encodings import NATIVE
+from coterie.spec.scheme_names import check_scheme
 
 ChosenBy = Literal["id", "frequency", "reap", "ean", "random"]
 """What decides which experts are there: the lowest numbers; what a profile has recorded
@@ -138,11 +139,12 @@ class CurveAxes:
             ("way to choose experts", self.by or (), CHOSEN_BY),
             ("missing policy", self.missing, ABSENT),
             ("scope", (self.scope,), get_args(Scope)),
-            ("scheme", self.schemes, SCHEME_NAMES),
         ):
             for name in names:
                 if name not in known:
                     raise UsageError.unknown(what, name, known)
+        for scheme in self.schemes:
+            check_scheme(scheme)
         if not self.missing or (self.by is not None and not self.by):
             raise UsageError("Nothing is said of which experts are there, or what is done about absent ones.")
         for given in self.coverage:

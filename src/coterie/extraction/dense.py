@@ -16,6 +16,7 @@ from coterie.quant import ALIGNMENT, StoredMatrix, lossy_scheme, stored_linear
 from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.records import pieces_of
 from coterie.spec.dense_schemes import NATIVE_EVERYWHERE, DenseSchemes
+from coterie.spec.scheme_names import check_made_here
 from coterie.store import DenseTensor
 
 
@@ -49,7 +50,7 @@ def quantised_linears(origin: Origin, schemes: DenseSchemes) -> dict[str, Stored
     Those of parts that are in their scheme already are not among them.
 
     Raises:
-        UsageError: If there is no such scheme.
+        UsageError: If there is no such scheme, or nothing is quantised to it.
     """
     fp8 = _fp8_scales(origin)
     found: dict[str, StoredMatrix] = {}
@@ -60,6 +61,7 @@ def quantised_linears(origin: Origin, schemes: DenseSchemes) -> dict[str, Stored
         # What has another shape is found, and named, when the model is loaded.
         is_weight = name in origin.linears or _is_weight(origin.tensors[name], weight.shape, name in fp8)
         if matrix is not None and is_weight:
+            check_made_here(wanted)
             found[name] = matrix
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,17 +20,16 @@ from coterie.quant.calibrated import MatrixError
 from coterie.quant.dtypes import record_tensors, tensor_bytes
 from coterie.quant.scheme import Scheme
 from coterie.records import RecordReader
-from coterie.spec import SCHEME_NAMES, BankKey, ExpertKey, Extent, RecordLayout
-from coterie.spec.encodings import NATIVE, matrix_schemes, schemes_named
+from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
+from coterie.spec.encodings import NATIVE, SCHEME_FORMATS, matrix_schemes, schemes_named
 from coterie.spec.parameters import StoredParameter, plan_record
+from coterie.spec.scheme_names import check_made_here, check_scheme
 
 if TYPE_CHECKING:
     from coterie.store import Manifest, RecordErrors
 
 SchemeOf = Callable[[ExpertKey], str]
 """The scheme in which an expert is wanted."""
-
-_BY_SIZE = SCHEME_NAMES[::-1]
 
 
 def record_layouts(origin: Origin, scheme: str = NATIVE) -> dict[BankKey, RecordLayout]:
@@ -77,17 +77,20 @@ def check_smaller(what: str, have: str, want: str) -> None:
         UsageError: With both.
     """
     for scheme in schemes_named(have) | schemes_named(want):
-        if scheme not in _BY_SIZE:
-            raise UsageError.unknown("scheme", scheme, list(_BY_SIZE))
+        check_scheme(scheme)
     count = max(one.count("+") for one in (have, want)) + 1
     pairs = zip(matrix_schemes(have, count), matrix_schemes(want, count), strict=True)
-    if any(_BY_SIZE.index(new) < _BY_SIZE.index(old) for old, new in pairs):
+    if any(_bits(new) > _bits(old) for old, new in pairs):
         raise UsageError(
             f"{what} stored as {have}; as {want} they would be larger and no better.",
             advice="Make the store from the checkpoint, or from a store that is still native.",
             have=have,
             want=want,
         )
+
+
+def _bits(scheme: str) -> float:
+    return math.inf if scheme == NATIVE else SCHEME_FORMATS[scheme].bits
 
 
 def scheme_of_store(manifest: Manifest) -> str | None:
@@ -125,7 +128,7 @@ class BankQuantiser:
                 native, stays as it is.
 
         Raises:
-            UsageError: If there is no such scheme.
+            UsageError: If there is no such scheme, or nothing is quantised to it.
         """
         parameters = plan_record(stored, bank.parameters, str(bank.key))
         names = matrix_names(bank)
@@ -138,6 +141,8 @@ class BankQuantiser:
             for name, one in wanted.items()
             if one is not None and parameters[name].encoding is not one.form
         }
+        for quantised in matrices.values():
+            check_made_here(quantised.scheme.name)
         fields: list[tuple[str, str, tuple[int, ...]]] = []
         for name in bank.parameters:
             matrix = matrices.get(name)

@@ -222,7 +222,7 @@ def matrix_schemes(decoder: FieldDecoder) -> tuple[str, str] | None:
 def _scheme(decoder: FieldDecoder, stored: StoredParameter) -> str | None:
     if stored.encoding is None:
         return NATIVE if decoder.layout.fields[stored.positions[0]].dtype == "BF16" else None
-    return stored.encoding.name if stored.encoding.name in native.SCHEMES and not stored.transposed else None
+    return stored.encoding.name if native.knows(stored.encoding.name) and not stored.transposed else None
 
 
 def _places(decoder: FieldDecoder) -> Places:
@@ -230,7 +230,7 @@ def _places(decoder: FieldDecoder) -> Places:
     found: list[int] = []
     for name, scheme in zip((_UP, _DOWN), matrix_schemes(decoder) or (), strict=True):
         offsets = [decoder.layout.fields[i].offset for i in decoder.parameters[name].positions]
-        found += [native.EXPERT_SCHEMES.index(scheme), offsets[0], offsets[-1]]
+        found += [native.SCHEME_CODES[scheme], offsets[0], offsets[-1]]
     up, codes, scales, down, more, others = found
     return up, codes, scales, down, more, others
 

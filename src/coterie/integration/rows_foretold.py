@@ -16,10 +16,8 @@ from coterie.hf.last_logits import output_head
 from coterie.hf.rotary_lengths import goes_by_length
 from coterie.integration.followed import known_block
 from coterie.integration.token_layer import LINEARS, known_layer
-from coterie.native import PackedMatrix, library
+from coterie.native import PackedMatrix, knows, library
 from coterie.native.attention import attention_served
-from coterie.native.matmul import EXPERT_SCHEMES
-from coterie.spec.encodings import NATIVE
 
 
 def why_not_exact(model: Any, linears: Mapping[str, str], schemes: Collection[str]) -> str | None:
@@ -52,7 +50,7 @@ def why_not_exact(model: Any, linears: Mapping[str, str], schemes: Collection[st
     forms = {(stored[id(one)], one.in_features) for one in (*linear, head) if isinstance(one, nn.Linear)}
     if not all(PackedMatrix.served(native, scheme, width) for scheme, width in forms):
         return "not all of its linear layers are stored in a lossy scheme"
-    if not set(schemes) <= set(EXPERT_SCHEMES) - {NATIVE}:
+    if not all(map(knows, schemes)):
         return "not every layer has experts that are stored in a lossy scheme"
     experts = [layer.mlp.experts for layer in layers]
     sizes = {size for one in experts if uses_common_forward(one) for size in one.down_proj.shape[-2:]}

@@ -11,11 +11,12 @@ from coterie.native.dense_decoder import DenseDecoder, DenseLayer, DenseNorm, De
 from coterie.native.experts import ACTIVATIONS, ExpertsKernel, ExpertsPass
 from coterie.native.layer import LayerBlock, LayerNorm, LayerParts, LayerRouter, NativeLayer
 from coterie.native.library import LEVELS, VARIABLE, Library, library, why_not
-from coterie.native.matmul import EXPERT_SCHEMES, PART_DTYPES, SCHEMES, PackedMatrix
+from coterie.native.matmul import PackedMatrix
 from coterie.native.new_memory import touch_when_idle
 from coterie.native.openmp import SETTINGS as WAITING_SETTINGS
 from coterie.native.openmp import Crowd, Waiting, turns_for_long, waiting, waiting_words
 from coterie.native.router import route
+from coterie.native.schemes import PART_DTYPES, SCHEME_CODES, SCHEMES, knows
 from coterie.native.token_experts import Places, TokenExperts
 from coterie.native.token_state import (
     MOST_ROWS,
@@ -32,12 +33,12 @@ from coterie.native.workspace import Located, PassMemory
 __all__ = [
     "ACTIVATIONS",
     "DEQUANTISED_TO",
-    "EXPERT_SCHEMES",
     "LEVELS",
     "MOST_ROWS",
     "PART_DTYPES",
     "QUANTISED_FROM",
     "SCHEMES",
+    "SCHEME_CODES",
     "STAGES",
     "VARIABLE",
     "WAITING_SETTINGS",
@@ -69,6 +70,7 @@ __all__ = [
     "Waiting",
     "attention_served",
     "dequantise",
+    "knows",
     "library",
     "quantise",
     "rotate",

@@ -5,6 +5,7 @@
 #include "bfloat16.h"
 #include "coterie.h"
 #include "fixed_point.h"
+#include "numbers.h"
 #include "planes.h"
 
 #define SETS "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"
@@ -51,6 +52,70 @@ COTERIE_INLINE int64_t padded_groups(int64_t columns) {
 /* Scales of a token's groups, then sums, of whole loads. */
 COTERIE_INLINE const float *token_scales(const void *prepared, int64_t planes) {
     return (const float *)((const char *)prepared + planes);
+}
+
+/* The first `count` of 16 lanes. */
+TARGET_INLINE __mmask16 first_lanes(int64_t count) {
+    return count >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << count) - 1);
+}
+
+TARGET_INLINE __m512 from_bf16(__m256i stored) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(stored), 16));
+}
+
+/* Sixteen numbers of a dtype, or as many as are present and zeros. */
+TARGET_INLINE __m512 some_numbers(int dtype, __mmask16 present, const uint8_t *from) {
+    if (dtype == COTERIE_FLOAT32) return _mm512_maskz_loadu_ps(present, from);
+    const __m256i stored = _mm256_maskz_loadu_epi16(present, from);
+    return dtype == COTERIE_FLOAT16 ? _mm512_cvtph_ps(stored) : from_bf16(stored);
+}
+
+/* The same of pairs: first ones and second ones. */
+TARGET_INLINE void some_pairs(int dtype, int64_t count, const uint8_t *from, __m512 *first, __m512 *second) {
+    const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    if (dtype == COTERIE_FLOAT32) {
+        const __m512 low = _mm512_maskz_loadu_ps(first_lanes(2 * count), from);
+        const __m512 high = _mm512_maskz_loadu_ps(first_lanes(count > 8 ? 2 * count - 16 : 0), from + 64);
+        *first = _mm512_permutex2var_ps(low, even, high);
+        *second = _mm512_permutex2var_ps(low, _mm512_or_si512(even, _mm512_set1_epi32(1)), high);
+        return;
+    }
+    const __m512i pairs = _mm512_maskz_loadu_epi32(first_lanes(count), from);
+    const __m256i low = _mm512_cvtepi32_epi16(pairs), high = _mm512_cvtepi32_epi16(_mm512_srli_epi32(pairs, 16));
+    *first = dtype == COTERIE_FLOAT16 ? _mm512_cvtph_ps(low) : from_bf16(low);
+    *second = dtype == COTERIE_FLOAT16 ? _mm512_cvtph_ps(high) : from_bf16(high);
+}
+
+/* Sixteen zero points of a row, from an even one on, of which `left` bytes are there, or more. */
+TARGET_INLINE __m512 some_points(const uint8_t *from, int64_t left) {
+    const __m128i bytes = _mm_maskz_loadu_epi8(left >= 8 ? 0xff : (__mmask16)((1u << left) - 1), from);
+    const __m128i wide = _mm_cvtepu8_epi16(bytes);
+    const __m128i points = _mm_and_si128(_mm_or_si128(wide, _mm_slli_epi16(wide, 4)), _mm_set1_epi8(15));
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(points));
+}
+
+/* Of 16 of a token's groups, from `first` on, in a row of scales: the scale, and what is added for each unit of a value
+ * because codes are stored from 0 on and because of the zero. `zero_code` stands for 0. */
+TARGET_INLINE void numbers_of(const int zero_code, const coterie_matrix *matrix, const uint8_t *row, int64_t first,
+                              int64_t groups, __m512 *scale, __m512 *zero) {
+    const __m512i twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    const int dtype = coterie_scale_dtype(matrix->scheme), numbers = coterie_numbers(matrix->scheme);
+    const int64_t size = coterie_number_bytes(matrix->scheme), stored = groups >> matrix->doubled;
+    const int64_t from = first >> matrix->doubled, most = GROUPS >> matrix->doubled;
+    const int64_t count = stored - from < most ? stored - from : most;
+    if (numbers == COTERIE_ZERO) {
+        some_pairs(dtype, count, row + 2 * size * from, scale, zero);
+        *zero = _mm512_fnmadd_ps(_mm512_set1_ps((float)zero_code), *scale, *zero);
+    } else {
+        const uint8_t *points = row + size * stored;
+        *scale = some_numbers(dtype, first_lanes(count), row + size * from);
+        *zero = numbers == COTERIE_SYM ? _mm512_set1_ps((float)-zero_code)
+                                       : -some_points(points + from / 2, (stored + 3) / 4 * 2 - from / 2);
+        *zero = _mm512_mul_ps(*zero, *scale);
+    }
+    if (!matrix->doubled) return;
+    *scale = _mm512_permutexvar_ps(twice, *scale);
+    *zero = _mm512_permutexvar_ps(twice, *zero);
 }
 
 /* Affine schemes. A load holds 64 bytes of the lower plane (planes.h): two columns in each, or four, so 128 columns or
@@ -168,8 +233,8 @@ TARGET_INLINE __m512i products_of(const int vectors, const __m512i codes[4], con
     return part;
 }
 
-/* R rows with M tokens; bits, R and M are known where this is inlined. */
-TARGET_INLINE void tile_affine(const int bits, const int R, const int M, const coterie_matrix *matrix, int64_t row,
+/* R rows with M tokens; whether scales are the usual ones, bits, R and M are known where this is inlined. */
+TARGET_INLINE void tile_affine(const int usual, const int bits, const int R, const int M, const coterie_matrix *matrix, int64_t row,
                                const void *const *prepared, float *out, int64_t stride) {
     /* No division: a tile is short. */
     const int narrow = matrix->group == 32;
@@ -179,10 +244,11 @@ TARGET_INLINE void tile_affine(const int bits, const int R, const int M, const c
     const __m512i above = _mm512_set1_epi32((int)0xffff0000);
     const __m512i first = first_places((VECTORS(bits) == 4 ? 2 : 3) - narrow), step = _mm512_set1_epi32(per_block);
     const int64_t upper = coterie_lower_bytes(bits, columns), bytes = upper + coterie_upper_bytes(bits, columns);
-    const uint8_t *codes = matrix->codes + row * bytes;
-    const uint16_t *scales = matrix->scales + row * groups * 2;
+    const int64_t apart = usual ? groups * 4 : coterie_scale_bytes(matrix);
+    const int64_t of_load = usual ? GROUPS * 4 : coterie_some_scale_bytes(matrix, GROUPS);
+    const uint8_t *codes = matrix->codes + row * bytes, *scales = matrix->scales + row * apart;
     __m512 sums[4][4];
-    for (int top = 0; top < R; top += SIDE(R, M), codes += SIDE(R, M) * bytes, scales += SIDE(R, M) * groups * 2) {
+    for (int top = 0; top < R; top += SIDE(R, M), codes += SIDE(R, M) * bytes, scales += SIDE(R, M) * apart) {
         for (int r = 0; r < SIDE(R, M); r++)
             for (int m = 0; m < M; m++) sums[top + r][m] = _mm512_setzero_ps();
         for (int64_t load = 0, block = 0; block < blocks; load++) {
@@ -190,12 +256,17 @@ TARGET_INLINE void tile_affine(const int bits, const int R, const int M, const c
             __mmask16 present = left >= GROUPS ? 0xffff : (__mmask16)((1u << left) - 1);
             __m512 factors[4][4];
             for (int r = 0; r < SIDE(R, M); r++) {
-                const uint16_t *from = scales + (r * groups + load * GROUPS) * 2;
+                __m512 scale, zero;
+                const uint8_t *from = scales + r * apart + load * of_load;
                 _mm_prefetch((const char *)from + COTERIE_SCALES_AHEAD, _MM_HINT_T0);
-                __m512i pairs = _mm512_maskz_loadu_epi32(present, from);
-                __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-                __m512 zero = _mm512_castsi512_ps(_mm512_and_si512(pairs, above));
-                zero = _mm512_fnmadd_ps(_mm512_set1_ps(COTERIE_ZERO_CODE(bits)), scale, zero);
+                if (usual) {
+                    __m512i pairs = _mm512_maskz_loadu_epi32(present, from);
+                    scale = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+                    zero = _mm512_castsi512_ps(_mm512_and_si512(pairs, above));
+                    zero = _mm512_fnmadd_ps(_mm512_set1_ps(COTERIE_ZERO_CODE(bits)), scale, zero);
+                } else {
+                    numbers_of(COTERIE_ZERO_CODE(bits), matrix, scales + r * apart, load * GROUPS, groups, &scale, &zero);
+                }
                 for (int m = 0; m < M; m++) {
                     const float *of_token = token_scales(prepared[m], values) + load * GROUPS;
                     factors[r][m] = _mm512_mul_ps(scale, _mm512_load_ps(of_token));
@@ -253,18 +324,18 @@ COTERIE_INLINE int64_t planes_int8(int64_t columns) {
 }
 
 static int64_t prepared_int8(int64_t columns) {
-    return planes_int8(columns) + 4 * padded_groups(columns);
+    return planes_int8(columns) + 2 * 4 * padded_groups(columns);
 }
 
 TARGET static void prepare_int8(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
-    float *scales = (float *)token_scales(prepared, planes_int8(columns)), sum;
-    for (int64_t g = 0; g < padded_groups(columns); g++) scales[g] = 0;
+    float *scales = (float *)token_scales(prepared, planes_int8(columns)), *sums = scales + padded_groups(columns);
+    for (int64_t g = 0; g < padded_groups(columns); g++) scales[g] = sums[g] = 0;
     for (int64_t first = 0; first < columns; first += WIDE) {
         char *block = (char *)prepared + first * 3;
         int32_t whole[WIDE] = {0};
         for (int64_t i = first; i < columns && i < first + WIDE; i += group)
-            scales[i / group] = group == 64 ? coterie_fixed_point(token + i, 64, whole, &sum)
-                                            : coterie_fixed_point(token + i, 32, whole + i - first, &sum);
+            scales[i / group] = group == 64 ? coterie_fixed_point(token + i, 64, whole, sums + i / group)
+                                            : coterie_fixed_point(token + i, 32, whole + i - first, sums + i / group);
         for (int i = 0; i < WIDE; i += 16) {
             __m512i some = _mm512_loadu_si512(whole + i);
             _mm_storeu_si128((__m128i *)(block + i), _mm512_cvtepi32_epi8(_mm512_srai_epi32(some, 8)));
@@ -277,7 +348,7 @@ TARGET static void prepare_int8(const uint16_t *token, int64_t columns, int64_t 
     }
 }
 
-TARGET_INLINE void tile_int8(const int R, const int M, const coterie_matrix *matrix, int64_t row,
+TARGET_INLINE void tile_int8(const int usual, const int R, const int M, const coterie_matrix *matrix, int64_t row,
                              const void *const *prepared, float *out, int64_t stride) {
     const int narrow = matrix->group == 32;
     const int64_t columns = matrix->columns, groups = columns >> (narrow ? 5 : 6);
@@ -286,10 +357,14 @@ TARGET_INLINE void tile_int8(const int R, const int M, const coterie_matrix *mat
     const __mmask64 rest = (__mmask64)-1 >> 32;
     const __m512i highest = _mm512_set1_epi8((char)128), first = first_places(4 - narrow);
     const __m512i step = _mm512_set1_epi32(per_block);
+    const int64_t padded = padded_groups(columns);
+    const int64_t apart = usual ? groups * 2 : coterie_scale_bytes(matrix);
+    const int64_t of_load = usual ? GROUPS * 2 : coterie_some_scale_bytes(matrix, GROUPS);
+    const int with_zeros = !usual && coterie_numbers(matrix->scheme) == COTERIE_ZERO;
     const int8_t *codes = (const int8_t *)matrix->codes + row * columns;
-    const uint16_t *scales = matrix->scales + row * groups;
+    const uint8_t *scales = matrix->scales + row * apart;
     __m512 sums[4][4];
-    for (int top = 0; top < R; top += SIDE(R, M), codes += SIDE(R, M) * columns, scales += SIDE(R, M) * groups) {
+    for (int top = 0; top < R; top += SIDE(R, M), codes += SIDE(R, M) * columns, scales += SIDE(R, M) * apart) {
         for (int r = 0; r < SIDE(R, M); r++)
             for (int m = 0; m < M; m++) sums[top + r][m] = _mm512_setzero_ps();
         for (int64_t load = 0, block = 0; block < blocks; load++) {
@@ -297,13 +372,19 @@ TARGET_INLINE void tile_int8(const int R, const int M, const coterie_matrix *mat
             __mmask16 present = left >= GROUPS ? 0xffff : (__mmask16)((1u << left) - 1);
             __m512 factors[4][4];
             for (int r = 0; r < SIDE(R, M); r++) {
-                const uint16_t *from = scales + r * groups + load * GROUPS;
+                __m512 scale, zero;
+                const uint8_t *from = scales + r * apart + load * of_load;
                 _mm_prefetch((const char *)from + COTERIE_SCALES_AHEAD, _MM_HINT_T0);
-                __m256i narrowed = _mm256_maskz_loadu_epi16(present, from);
-                __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrowed), 16));
+                if (usual) {
+                    scale = from_bf16(_mm256_maskz_loadu_epi16(present, from));
+                } else {
+                    numbers_of(0, matrix, scales + r * apart, load * GROUPS, groups, &scale, &zero);
+                }
                 for (int m = 0; m < M; m++) {
                     const float *of_token = token_scales(prepared[m], planes_int8(columns)) + load * GROUPS;
                     factors[r][m] = _mm512_mul_ps(scale, _mm512_load_ps(of_token));
+                    if (with_zeros)
+                        sums[top + r][m] = _mm512_fmadd_ps(zero, _mm512_load_ps(of_token + padded), sums[top + r][m]);
                 }
             }
             int64_t end = block + per_load < blocks ? block + per_load : blocks;
@@ -347,9 +428,10 @@ TARGET static void prepare_bf16(const uint16_t *token, int64_t columns, int64_t 
     for (int64_t i = 0; i < columns; i++) values[i] = coterie_from_bf16(token[i]);
 }
 
-TARGET_INLINE void tile_bf16(const int R, const int M, const coterie_matrix *matrix, int64_t row,
+TARGET_INLINE void tile_bf16(const int usual, const int R, const int M, const coterie_matrix *matrix, int64_t row,
                              const void *const *prepared, float *out, int64_t stride) {
     const int64_t columns = matrix->columns;
+    (void)usual;
     for (int r = 0; r < R; r++) {
         const uint8_t *weights = matrix->codes + (row + r) * columns * 2;
         __m512 sums[4][2];
@@ -368,18 +450,18 @@ TARGET_INLINE void tile_bf16(const int R, const int M, const coterie_matrix *mat
 }
 
 /* As many rows and tokens at a time as the registers hold. */
-#define ROWS(name, tile, ...)                                                                                          \
+#define ROWS_OF(name, tile, ...)                                                                                        \
     TARGET static void name##_by_1(const coterie_matrix *matrix, int64_t begin, int64_t end,                           \
                                    const void *const *prepared, float *out, int64_t stride) {                          \
         int64_t row = begin;                                                                                           \
-        for (; row + 4 <= end; row += 4) tile(__VA_ARGS__ 4, 1, matrix, row, prepared, out + row - begin, stride);     \
-        for (; row < end; row++) tile(__VA_ARGS__ 1, 1, matrix, row, prepared, out + row - begin, stride);             \
+        for (; row + 4 <= end; row += 4) tile(__VA_ARGS__, 4, 1, matrix, row, prepared, out + row - begin, stride);     \
+        for (; row < end; row++) tile(__VA_ARGS__, 1, 1, matrix, row, prepared, out + row - begin, stride);             \
     }                                                                                                                  \
     TARGET static void name##_by_2(const coterie_matrix *matrix, int64_t begin, int64_t end,                           \
                                    const void *const *prepared, float *out, int64_t stride) {                          \
         int64_t row = begin;                                                                                           \
-        for (; row + 4 <= end; row += 4) tile(__VA_ARGS__ 4, 2, matrix, row, prepared, out + row - begin, stride);     \
-        for (; row < end; row++) tile(__VA_ARGS__ 1, 2, matrix, row, prepared, out + row - begin, stride);             \
+        for (; row + 4 <= end; row += 4) tile(__VA_ARGS__, 4, 2, matrix, row, prepared, out + row - begin, stride);     \
+        for (; row < end; row++) tile(__VA_ARGS__, 1, 2, matrix, row, prepared, out + row - begin, stride);             \
     }                                                                                                                  \
     TARGET static void name(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared,     \
                             int tokens, float *out, int64_t stride) {                                                  \
@@ -397,21 +479,28 @@ TARGET_INLINE void tile_bf16(const int R, const int M, const coterie_matrix *mat
             int t = 0;                                                                                                 \
             float *to = out + row - begin;                                                                             \
             for (; last - row == 2 && t + 4 <= tokens; t += 4)                                                         \
-                tile(__VA_ARGS__ 2, 4, matrix, row, prepared + t, to + t * stride, stride);                            \
+                tile(__VA_ARGS__, 2, 4, matrix, row, prepared + t, to + t * stride, stride);                            \
             for (; t + 2 <= tokens; t += 2) name##_by_2(matrix, row, last, prepared + t, to + t * stride, stride);     \
             if (t < tokens) name##_by_1(matrix, row, last, prepared + t, to + t * stride, stride);                     \
         }                                                                                                              \
     }
 
-#define BITS(bits) bits,
+/* The usual scales, and all others. */
+#define ROWS(name, tile, ...)                                                                                          \
+    ROWS_OF(name##_usual, tile, 1, ##__VA_ARGS__)                                                                      \
+    ROWS_OF(name##_other, tile, 0, ##__VA_ARGS__)                                                                      \
+    static void name(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared,            \
+                     int tokens, float *out, int64_t stride) {                                                         \
+        (coterie_is_usual(matrix) ? name##_usual : name##_other)(matrix, begin, end, prepared, tokens, out, stride);   \
+    }
 
-ROWS(rows_int2, tile_affine, BITS(2))
-ROWS(rows_int3, tile_affine, BITS(3))
-ROWS(rows_int4, tile_affine, BITS(4))
-ROWS(rows_int5, tile_affine, BITS(5))
-ROWS(rows_int6, tile_affine, BITS(6))
+ROWS(rows_int2, tile_affine, 2)
+ROWS(rows_int3, tile_affine, 3)
+ROWS(rows_int4, tile_affine, 4)
+ROWS(rows_int5, tile_affine, 5)
+ROWS(rows_int6, tile_affine, 6)
 ROWS(rows_int8, tile_int8)
-ROWS(rows_bf16, tile_bf16)
+ROWS_OF(rows_bf16, tile_bf16, 1)
 
 const coterie_kernel coterie_avx512bf16[COTERIE_SCHEMES] = {
     [COTERIE_INT2] = {prepared_fours, prepare_fours, rows_int2},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from coterie.native.library import Library
-from coterie.native.matmul import SCHEMES
+from coterie.native.schemes import SCHEME_CODES
 
 QUANTISED_FROM = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes of the weights that :func:`quantise` takes."""
@@ -21,7 +21,7 @@ def quantise(
 
     Args:
         library: The library.
-        scheme: One of ``SCHEMES``.
+        scheme: One that :func:`coterie.native.knows`, and that weights are quantised to.
         weights_NK: In memory, of a dtype in ``QUANTISED_FROM``.
         codes: Where the scheme's codes go, contiguous, with the dtype and shape of its format.
         scales: Where its scales go, contiguous bfloat16, with the shape of its format.
@@ -33,7 +33,7 @@ def quantise(
     if weights_NK.dtype == torch.float16:
         weights_NK = weights_NK.float()
     row = library.functions.coterie_quantise(
-        SCHEMES.index(scheme),
+        SCHEME_CODES[scheme],
         library.level,
         library.threads,
         weights_NK.data_ptr(),
@@ -51,13 +51,13 @@ def dequantise(library: Library, scheme: str, codes: torch.Tensor, scales: torch
 
     Args:
         library: The library.
-        scheme: One of ``SCHEMES``.
+        scheme: One that :func:`coterie.native.knows`.
         codes: The codes.
         scales: The scales.
         out_NK: Of a dtype in ``DEQUANTISED_TO``.
     """
     library.functions.coterie_dequantise(
-        SCHEMES.index(scheme),
+        SCHEME_CODES[scheme],
         library.level,
         library.threads,
         codes.data_ptr(),

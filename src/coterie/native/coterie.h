@@ -28,7 +28,8 @@ enum { COTERIE_PORTABLE, COTERIE_LEVELS };
 #define COTERIE_HAS_DOTPROD
 #endif
 
-/* Affine schemes come first, by their bits, and bfloat16 as it is comes last. Mirrored in matmul.py. */
+/* How codes are packed, which is the lowest four bits of a scheme (numbers.h has the others). Planes of few bits come
+ * first, by their bits, and bfloat16 as it is comes last. Mirrored in schemes.py. */
 enum {
     COTERIE_INT2,
     COTERIE_INT3,
@@ -40,13 +41,18 @@ enum {
     COTERIE_SCHEMES
 };
 
-/* Whether weight = code * scale + zero. */
+COTERIE_INLINE int coterie_packing(int scheme) {
+    return scheme & 15;
+}
+
+/* Whether codes are from 0 on, in planes (planes.h). */
 COTERIE_INLINE int coterie_is_affine(int scheme) {
-    return scheme < COTERIE_INT8;
+    return coterie_packing(scheme) < COTERIE_INT8;
 }
 
 COTERIE_INLINE int coterie_code_bits(int scheme) {
-    return coterie_is_affine(scheme) ? scheme - COTERIE_INT2 + 2 : scheme == COTERIE_INT8 ? 8 : 16;
+    const int packing = coterie_packing(scheme);
+    return coterie_is_affine(scheme) ? packing - COTERIE_INT2 + 2 : packing == COTERIE_INT8 ? 8 : 16;
 }
 
 /* Tokens of one call of a kernel. */
@@ -69,17 +75,21 @@ COTERIE_INLINE int coterie_code_bits(int scheme) {
 
 /* A quantised matrix as it is stored; its rows are outputs.
  *
- * int2 to int6: codes [rows, columns * bits / 8] in the planes of planes.h, plus half their range;
- *       scales [rows, columns / group, 2] of bfloat16: scale, zero. weight = (stored - 2^(bits - 1)) * scale + zero.
- * int8: codes [rows, columns], signed; scales [rows, columns / group]. weight = code * scale.
+ * int2 to int6: codes [rows, columns * bits / 8] in the planes of planes.h, plus half their range.
+ * int8: codes [rows, columns], signed.
  * bf16: weights [rows, columns] instead of codes, and no scales.
- * The group is 64 or 32 and divides the columns. Nothing need be aligned.
+ * Scales are what numbers.h says, usually bfloat16: [rows, groups, 2], scale and zero, and of int8 [rows, groups].
+ * Groups divide the columns. Nothing need be aligned. Made by coterie_matrix_of.
  */
 typedef struct {
     const uint8_t *codes;
-    const uint16_t *scales;
+    const uint8_t *scales;
     int64_t columns;
+    /* Values of a token that share a scale: 64 or 32. */
     int64_t group;
+    int scheme;
+    /* Whether two such groups have one scale here. */
+    int doubled;
 } coterie_matrix;
 
 /* Products of a scheme's rows with a few tokens, for one level. */
@@ -126,13 +136,9 @@ typedef void (*coterie_gate)(int activation, const float *gate, const float *up,
 
 coterie_gate coterie_gate_of(int level);
 
-/* Bytes of one row's codes, and elements of one row's scales. */
+/* Bytes of one row's codes. */
 COTERIE_INLINE int64_t coterie_code_bytes(int scheme, int64_t columns) {
     return columns / 8 * coterie_code_bits(scheme);
-}
-
-COTERIE_INLINE int64_t coterie_scale_count(int scheme, int64_t columns, int64_t group) {
-    return scheme == COTERIE_BF16 ? 0 : columns / group * (coterie_is_affine(scheme) ? 2 : 1);
 }
 
 /* Threads are those of the OpenMP runtime that torch uses: a second pool would spin against the first. */

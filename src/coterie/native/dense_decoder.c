@@ -1,6 +1,7 @@
 /* A pass through a decoder whose layers have no experts (dense_decoder.h): threads meet four times in a layer. */
 #include "dense_decoder.h"
 
+#include "numbers.h"
 #include "product.h"
 
 enum { GRAIN = 32, CHUNK = 128, LANES = 16, SCALE_THEN_ROUND = 1 };
@@ -49,7 +50,7 @@ static void multiply(worker *own, const layer_matrix *matrix, const uint16_t *x,
                      int64_t end, float *out, int64_t stride) {
     const coterie_product task = {.scheme = (int)matrix->scheme,
                                   .level = (int)own->fixed->level,
-                                  .matrix = {matrix->codes, matrix->scales, matrix->columns, matrix->group},
+                                  .matrix = coterie_matrix_of(matrix->scheme, matrix->codes, matrix->scales, matrix->columns),
                                   .x = x,
                                   .tokens = tokens,
                                   .outputs = matrix->rows};

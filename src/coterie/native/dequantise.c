@@ -1,5 +1,5 @@
-/* Our schemes back to float32 or bfloat16, with the bits of coterie.quant: code times scale, rounded, plus zero, rounded
- * (no fused multiply-add), and only then rounded to bfloat16.
+/* Our schemes back to float32 or bfloat16, with the bits of coterie.quant: code times scale, rounded, plus the zero if
+ * there is one, rounded (no fused multiply-add), and only then rounded to bfloat16.
  *
  * A group of int4 has sixteen values at most, so these are computed and rounded once, and codes look them up. Codes of
  * other affine schemes are unpacked and computed with one by one, in vectors that compilers make of these loops.
@@ -13,7 +13,7 @@
 
 #include "bfloat16.h"
 #include "coterie.h"
-#include "groups.h"
+#include "numbers.h"
 #include "planes.h"
 
 #define INLINE COTERIE_INLINE
@@ -24,18 +24,17 @@ INLINE uint16_t to_bf16(float x) {
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-/* What the codes 0 to 15 of a group with this (scale, zero) stand for. */
-INLINE void values_of(const uint16_t *pair, float *values) {
-    float scale = coterie_from_bf16(pair[0]), zero = coterie_from_bf16(pair[1]);
+/* What the codes 0 to 15 of a group stand for. */
+INLINE void values_of(coterie_group of, float *values) {
     for (int code = 0; code < 16; code++) {
-        float product = (float)(code - 8) * scale;
-        values[code] = product + zero;
+        float product = ((float)code - of.point) * of.scale;
+        values[code] = product + of.zero;
     }
 }
 
-INLINE void int4_to_float(const uint8_t *codes, const uint16_t *pair, int count, float *out) {
+INLINE void int4_to_float(const uint8_t *codes, coterie_group of, int count, float *out) {
     float values[16];
-    values_of(pair, values);
+    values_of(of, values);
     for (int j = 0; j < count / 2; j++) {
         out[2 * j] = values[codes[j] & 15];
         out[2 * j + 1] = values[codes[j] >> 4];
@@ -43,10 +42,10 @@ INLINE void int4_to_float(const uint8_t *codes, const uint16_t *pair, int count,
     if (count % 2) out[count - 1] = values[codes[count / 2] & 15];
 }
 
-INLINE void int4_to_bf16(const uint8_t *codes, const uint16_t *pair, int count, uint16_t *out) {
+INLINE void int4_to_bf16(const uint8_t *codes, coterie_group of, int count, uint16_t *out) {
     float values[16];
     uint16_t rounded[16];
-    values_of(pair, values);
+    values_of(of, values);
     for (int code = 0; code < 16; code++) rounded[code] = to_bf16(values[code]);
     for (int j = 0; j < count / 2; j++) {
         out[2 * j] = rounded[codes[j] & 15];
@@ -55,32 +54,35 @@ INLINE void int4_to_bf16(const uint8_t *codes, const uint16_t *pair, int count, 
     if (count % 2) out[count - 1] = rounded[codes[count / 2] & 15];
 }
 
-INLINE void affine_to_float(const int bits, const uint8_t *lower, const uint8_t *upper, const uint16_t *pair, int count,
+INLINE void affine_to_float(const int bits, const uint8_t *lower, const uint8_t *upper, coterie_group of, int count,
                             float *out) {
     uint8_t codes[COTERIE_GROUP];
-    float scale = coterie_from_bf16(pair[0]), zero = coterie_from_bf16(pair[1]);
     coterie_unpack(bits, lower, upper, count, codes);
     for (int i = 0; i < count; i++) {
-        float product = (float)(codes[i] - COTERIE_ZERO_CODE(bits)) * scale;
-        out[i] = product + zero;
+        float product = (float)(codes[i] - COTERIE_ZERO_CODE(bits)) * of.scale;
+        out[i] = product + of.zero;
     }
 }
 
-INLINE void affine_to_bf16(const int bits, const uint8_t *lower, const uint8_t *upper, const uint16_t *pair, int count,
+INLINE void affine_to_bf16(const int bits, const uint8_t *lower, const uint8_t *upper, coterie_group of, int count,
                            uint16_t *out) {
     float values[COTERIE_GROUP];
-    affine_to_float(bits, lower, upper, pair, count, values);
+    affine_to_float(bits, lower, upper, of, count, values);
     for (int i = 0; i < count; i++) out[i] = to_bf16(values[i]);
 }
 
-INLINE void int8_to_float(const int8_t *codes, const uint16_t *scale, int count, float *out) {
-    float step = coterie_from_bf16(*scale);
-    for (int i = 0; i < count; i++) out[i] = (float)codes[i] * step;
+INLINE void int8_to_float(const int8_t *codes, coterie_group of, int count, float *out) {
+    for (int i = 0; i < count; i++) {
+        float product = (float)codes[i] * of.scale;
+        out[i] = product + of.zero;
+    }
 }
 
-INLINE void int8_to_bf16(const int8_t *codes, const uint16_t *scale, int count, uint16_t *out) {
-    float step = coterie_from_bf16(*scale);
-    for (int i = 0; i < count; i++) out[i] = to_bf16((float)codes[i] * step);
+INLINE void int8_to_bf16(const int8_t *codes, coterie_group of, int count, uint16_t *out) {
+    for (int i = 0; i < count; i++) {
+        float product = (float)codes[i] * of.scale;
+        out[i] = to_bf16(product + of.zero);
+    }
 }
 
 #if defined(__x86_64__)
@@ -92,15 +94,15 @@ INLINE AVX512 __m512i halves(const uint8_t *codes) {
     return _mm512_and_si512(_mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12)), _mm512_set1_epi32(0x000f000f));
 }
 
-INLINE AVX512 __m512 table_avx512(const uint16_t *pair) {
-    const __m512 codes = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
-    __m512 products = _mm512_mul_ps(codes, _mm512_set1_ps(coterie_from_bf16(pair[0])));
-    return _mm512_add_ps(products, _mm512_set1_ps(coterie_from_bf16(pair[1])));
+INLINE AVX512 __m512 table_avx512(coterie_group of) {
+    const __m512 stored = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512 codes = _mm512_sub_ps(stored, _mm512_set1_ps(of.point));
+    return _mm512_add_ps(_mm512_mul_ps(codes, _mm512_set1_ps(of.scale)), _mm512_set1_ps(of.zero));
 }
 
-/* Whole groups of 32 or 64. */
-INLINE AVX512 void int4_to_bf16_avx512(const uint8_t *codes, const uint16_t *pair, int count, uint16_t *out) {
-    __m512i bits = _mm512_castps_si512(table_avx512(pair));
+/* Whole groups, of 32 at least. */
+INLINE AVX512 void int4_to_bf16_avx512(const uint8_t *codes, coterie_group of, int count, uint16_t *out) {
+    __m512i bits = _mm512_castps_si512(table_avx512(of));
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     __m512i table = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
@@ -108,8 +110,8 @@ INLINE AVX512 void int4_to_bf16_avx512(const uint8_t *codes, const uint16_t *pai
         _mm512_storeu_si512(out + i, _mm512_permutexvar_epi16(halves(codes + i / 2), table));
 }
 
-INLINE AVX512 void int4_to_float_avx512(const uint8_t *codes, const uint16_t *pair, int count, float *out) {
-    __m512 table = table_avx512(pair);
+INLINE AVX512 void int4_to_float_avx512(const uint8_t *codes, coterie_group of, int count, float *out) {
+    __m512 table = table_avx512(of);
     for (int i = 0; i < count; i += 32) {
         __m512i lanes = halves(codes + i / 2);
         __m512i first = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(lanes));
@@ -121,11 +123,11 @@ INLINE AVX512 void int4_to_float_avx512(const uint8_t *codes, const uint16_t *pa
 #endif
 
 #if defined(__aarch64__)
-/* Bytes 0, 1, ... of sixteen values, each a table for the look-up of bytes; whole groups of 32 or 64. */
-INLINE void int4_to_bf16_neon(const uint8_t *codes, const uint16_t *pair, int count, uint16_t *out) {
+/* Bytes 0, 1, ... of sixteen values, each a table for the look-up of bytes; whole groups, of 32 at least. */
+INLINE void int4_to_bf16_neon(const uint8_t *codes, coterie_group of, int count, uint16_t *out) {
     float values[16];
     uint16_t rounded[16];
-    values_of(pair, values);
+    values_of(of, values);
     for (int code = 0; code < 16; code++) rounded[code] = to_bf16(values[code]);
     const uint8x16x2_t tables = vld2q_u8((const uint8_t *)rounded);
     for (int i = 0; i < count; i += 32) {
@@ -139,9 +141,9 @@ INLINE void int4_to_bf16_neon(const uint8_t *codes, const uint16_t *pair, int co
     }
 }
 
-INLINE void int4_to_float_neon(const uint8_t *codes, const uint16_t *pair, int count, float *out) {
+INLINE void int4_to_float_neon(const uint8_t *codes, coterie_group of, int count, float *out) {
     float values[16];
-    values_of(pair, values);
+    values_of(of, values);
     const uint8x16x4_t tables = vld4q_u8((const uint8_t *)values);
     for (int i = 0; i < count; i += 32) {
         uint8x16_t packed = vld1q_u8(codes + i / 2), even = vandq_u8(packed, vdupq_n_u8(15)), odd = vshrq_n_u8(packed, 4);
@@ -156,34 +158,41 @@ INLINE void int4_to_float_neon(const uint8_t *codes, const uint16_t *pair, int c
 #endif
 
 /* A row, group by group; a shorter group at its end goes the plain way. */
-#define ROW(name, target, type, codes_type, bytes_of, per_group, whole, rest)                                           \
-    static target void name(const void *codes, const uint16_t *scales, int64_t columns, void *out) {                    \
-        int size = (int)coterie_group_size(columns);                                                                    \
-        int64_t column = 0;                                                                                             \
-        for (; column + size <= columns; column += size, scales += (per_group))                                         \
-            whole((const codes_type *)codes + bytes_of(column), scales, size, (type *)out + column);                    \
+#define ROW(name, target, type, codes_type, bytes_of, whole, rest)                                                      \
+    static target void name(int scheme, const void *codes, const uint8_t *scales, int64_t columns, void *out) {         \
+        const int size = (int)coterie_group_size(scheme, columns);                                                      \
+        const int64_t groups = coterie_group_count(scheme, columns);                                                    \
+        int64_t column = 0, g = 0;                                                                                      \
+        for (; column + size <= columns; column += size, g++)                                                           \
+            whole((const codes_type *)codes + bytes_of(column), coterie_group_at(scheme, scales, groups, g), size,      \
+                  (type *)out + column);                                                                                \
         if (column < columns)                                                                                           \
-            rest((const codes_type *)codes + bytes_of(column), scales, (int)(columns - column), (type *)out + column);  \
+            rest((const codes_type *)codes + bytes_of(column), coterie_group_at(scheme, scales, groups, g),             \
+                 (int)(columns - column), (type *)out + column);                                                        \
     }
 #define HALVED(column) ((column) / 2)
 #define WHOLE(column) (column)
 
 /* The same for affine schemes of two planes, or of groups whose values are not looked up. */
 #define AFFINE_ROW(name, target, type, bits, to)                                                                        \
-    static target void name(const void *codes, const uint16_t *scales, int64_t columns, void *out) {                    \
+    static target void name(int scheme, const void *codes, const uint8_t *scales, int64_t columns, void *out) {         \
         const uint8_t *lower = codes;                                                                                   \
-        const uint8_t *upper = lower + coterie_lower_bytes(bits, coterie_filled(bits - 2 + COTERIE_INT2, columns));     \
-        const int size = (int)coterie_group_size(columns);                                                              \
-        for (int64_t first = 0; first < columns; first += size, scales += 2) {                                          \
+        const uint8_t *upper = lower + coterie_lower_bytes(bits, coterie_filled(scheme, columns));                      \
+        const int size = (int)coterie_group_size(scheme, columns);                                                      \
+        const int64_t groups = coterie_group_count(scheme, columns);                                                    \
+        for (int64_t first = 0, g = 0; first < columns; first += size, g++) {                                           \
+            const coterie_group of = coterie_group_at(scheme, scales, groups, g);                                       \
             const uint8_t *from = lower + coterie_lower_bytes(bits, first);                                             \
             const uint8_t *also = upper + coterie_upper_bytes(bits, first);                                             \
             type *values = (type *)out + first;                                                                         \
             if (first + size > columns)                                                                                 \
-                to(bits, from, also, scales, (int)(columns - first), values);                                           \
+                to(bits, from, also, of, (int)(columns - first), values);                                               \
+            else if (size == 128)                                                                                       \
+                to(bits, from, also, of, 128, values);                                                                  \
             else if (size == 64)                                                                                        \
-                to(bits, from, also, scales, 64, values);                                                               \
+                to(bits, from, also, of, 64, values);                                                                   \
             else                                                                                                        \
-                to(bits, from, also, scales, 32, values);                                                               \
+                to(bits, from, also, of, 32, values);                                                                   \
         }                                                                                                               \
     }
 #define AFFINE_ROWS(bits, level, target)                                                                                \
@@ -194,10 +203,10 @@ AFFINE_ROWS(2, portable, )
 AFFINE_ROWS(3, portable, )
 AFFINE_ROWS(5, portable, )
 AFFINE_ROWS(6, portable, )
-ROW(int4_float_portable, , float, uint8_t, HALVED, 2, int4_to_float, int4_to_float)
-ROW(int4_bf16_portable, , uint16_t, uint8_t, HALVED, 2, int4_to_bf16, int4_to_bf16)
-ROW(int8_float_portable, , float, int8_t, WHOLE, 1, int8_to_float, int8_to_float)
-ROW(int8_bf16_portable, , uint16_t, int8_t, WHOLE, 1, int8_to_bf16, int8_to_bf16)
+ROW(int4_float_portable, , float, uint8_t, HALVED, int4_to_float, int4_to_float)
+ROW(int4_bf16_portable, , uint16_t, uint8_t, HALVED, int4_to_bf16, int4_to_bf16)
+ROW(int8_float_portable, , float, int8_t, WHOLE, int8_to_float, int8_to_float)
+ROW(int8_bf16_portable, , uint16_t, int8_t, WHOLE, int8_to_bf16, int8_to_bf16)
 #if defined(__x86_64__)
 #define AVX2 __attribute__((target("avx2")))
 AFFINE_ROWS(2, avx2, AVX2)
@@ -208,22 +217,22 @@ AFFINE_ROWS(2, avx512, AVX512)
 AFFINE_ROWS(3, avx512, AVX512)
 AFFINE_ROWS(5, avx512, AVX512)
 AFFINE_ROWS(6, avx512, AVX512)
-ROW(int4_float_avx2, AVX2, float, uint8_t, HALVED, 2, int4_to_float, int4_to_float)
-ROW(int4_bf16_avx2, AVX2, uint16_t, uint8_t, HALVED, 2, int4_to_bf16, int4_to_bf16)
-ROW(int8_float_avx2, AVX2, float, int8_t, WHOLE, 1, int8_to_float, int8_to_float)
-ROW(int8_bf16_avx2, AVX2, uint16_t, int8_t, WHOLE, 1, int8_to_bf16, int8_to_bf16)
-ROW(int4_float_avx512, AVX512, float, uint8_t, HALVED, 2, int4_to_float_avx512, int4_to_float)
-ROW(int4_bf16_avx512, AVX512, uint16_t, uint8_t, HALVED, 2, int4_to_bf16_avx512, int4_to_bf16)
-ROW(int8_float_avx512, AVX512, float, int8_t, WHOLE, 1, int8_to_float, int8_to_float)
-ROW(int8_bf16_avx512, AVX512, uint16_t, int8_t, WHOLE, 1, int8_to_bf16, int8_to_bf16)
+ROW(int4_float_avx2, AVX2, float, uint8_t, HALVED, int4_to_float, int4_to_float)
+ROW(int4_bf16_avx2, AVX2, uint16_t, uint8_t, HALVED, int4_to_bf16, int4_to_bf16)
+ROW(int8_float_avx2, AVX2, float, int8_t, WHOLE, int8_to_float, int8_to_float)
+ROW(int8_bf16_avx2, AVX2, uint16_t, int8_t, WHOLE, int8_to_bf16, int8_to_bf16)
+ROW(int4_float_avx512, AVX512, float, uint8_t, HALVED, int4_to_float_avx512, int4_to_float)
+ROW(int4_bf16_avx512, AVX512, uint16_t, uint8_t, HALVED, int4_to_bf16_avx512, int4_to_bf16)
+ROW(int8_float_avx512, AVX512, float, int8_t, WHOLE, int8_to_float, int8_to_float)
+ROW(int8_bf16_avx512, AVX512, uint16_t, int8_t, WHOLE, int8_to_bf16, int8_to_bf16)
 #elif defined(__aarch64__)
-ROW(int4_float_neon, , float, uint8_t, HALVED, 2, int4_to_float_neon, int4_to_float)
-ROW(int4_bf16_neon, , uint16_t, uint8_t, HALVED, 2, int4_to_bf16_neon, int4_to_bf16)
+ROW(int4_float_neon, , float, uint8_t, HALVED, int4_to_float_neon, int4_to_float)
+ROW(int4_bf16_neon, , uint16_t, uint8_t, HALVED, int4_to_bf16_neon, int4_to_bf16)
 #endif
 
-typedef void (*row_function)(const void *codes, const uint16_t *scales, int64_t columns, void *out);
+typedef void (*row_function)(int scheme, const void *codes, const uint8_t *scales, int64_t columns, void *out);
 
-static row_function row_of(int scheme, int level, int is_bf16) {
+static row_function row_of(int packing, int level, int is_bf16) {
     static const row_function portable[COTERIE_SCHEMES][2] = {
         [COTERIE_INT2] = {int2_float_portable, int2_bf16_portable},
         [COTERIE_INT3] = {int3_float_portable, int3_bf16_portable},
@@ -249,19 +258,20 @@ static row_function row_of(int scheme, int level, int is_bf16) {
         [COTERIE_INT6] = {int6_float_avx512, int6_bf16_avx512},
         [COTERIE_INT8] = {int8_float_avx512, int8_bf16_avx512},
     };
-    if (level >= COTERIE_AVX512BF16) return avx512[scheme][is_bf16];
-    if (level >= COTERIE_AVX2) return avx2[scheme][is_bf16];
+    if (level >= COTERIE_AVX512BF16) return avx512[packing][is_bf16];
+    if (level >= COTERIE_AVX2) return avx2[packing][is_bf16];
 #elif defined(__aarch64__)
-    if (level >= COTERIE_NEON && scheme == COTERIE_INT4) return is_bf16 ? int4_bf16_neon : int4_float_neon;
+    if (level >= COTERIE_NEON && packing == COTERIE_INT4) return is_bf16 ? int4_bf16_neon : int4_float_neon;
 #endif
     (void)level;
-    return portable[scheme][is_bf16];
+    return portable[packing][is_bf16];
 }
 
 typedef struct {
     row_function row;
+    int scheme;
     const char *codes;
-    const uint16_t *scales;
+    const uint8_t *scales;
     char *out;
     int64_t rows, columns, code_stride, scale_stride, out_stride;
 } dequantisation;
@@ -271,14 +281,15 @@ static void part_of_dequantisation(void *context, int thread, int threads) {
     int64_t begin, end;
     coterie_share(call->rows, 1, thread, threads, &begin, &end);
     for (int64_t row = begin; row < end; row++)
-        call->row(call->codes + row * call->code_stride, call->scales + row * call->scale_stride, call->columns,
+        call->row(call->scheme, call->codes + row * call->code_stride, call->scales + row * call->scale_stride, call->columns,
                   call->out + row * call->out_stride);
 }
 
 /* out [rows, columns], bfloat16 or float32. */
 COTERIE_API void coterie_dequantise(int scheme, int level, int threads, const void *codes, const void *scales,
                                     int64_t rows, int64_t columns, int is_bf16, void *out) {
-    dequantisation call = {.row = row_of(scheme, level, is_bf16),
+    dequantisation call = {.row = row_of(coterie_packing(scheme), level, is_bf16),
+                           .scheme = scheme,
                            .codes = codes,
                            .scales = scales,
                            .out = out,

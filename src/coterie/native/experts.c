@@ -12,8 +12,9 @@ enum { CHUNK = 128, GRAIN = 32, LANES = 8 };
 
 typedef struct {
     const experts_call *call;
-    /* Of the matrix at hand. */
+    /* Of the matrix at hand, and how many of a token's values share a scale there. */
     const coterie_kernel *kernel;
+    int64_t group;
     coterie_gate gate;
     /* The call's tokens prepared once for all experts whose kernels read them alike, if there is room for them. */
     int shared;
@@ -24,7 +25,7 @@ typedef struct {
 
 static void prepare_token(const worker *own, int64_t token, int at) {
     const experts_call *call = own->call;
-    own->kernel->prepare(call->x + token * call->width, call->width, call->width_group,
+    own->kernel->prepare(call->x + token * call->width, call->width, own->group,
                          own->buffer + at * own->kernel->prepared_bytes(call->width));
 }
 
@@ -55,7 +56,7 @@ static void down(worker *own, const coterie_matrix *matrix, int64_t first, int c
     const int64_t bytes = own->kernel->prepared_bytes(call->inner);
     for (int r = 0; r < count; r++) {
         own->prepared[r] = own->buffer + r * bytes;
-        own->kernel->prepare(call->hidden + (first + r) * call->inner, call->inner, call->inner_group,
+        own->kernel->prepare(call->hidden + (first + r) * call->inner, call->inner, matrix->group,
                              own->buffer + r * bytes);
     }
     float *out = call->rows + first * call->width + begin;
@@ -113,24 +114,34 @@ static void measure(const experts_call *call, int thread, int threads) {
 static void all_gate_and_up(worker *own, int scheme, int64_t begin, int64_t end) {
     const experts_call *call = own->call;
     const coterie_kernel *before = own->kernel;
+    const int64_t group_before = own->group;
     int ready = 0;
     for (int64_t e = 0; e < call->count; e++) {
         const int64_t *entry = call->table + e * TABLE_WIDTH;
         if (scheme_at(entry + TABLE_GATE_UP) != scheme) continue;
+        const coterie_matrix matrix = matrix_at(entry + TABLE_GATE_UP, call->width);
         if (!ready) {
+            own->group = matrix.group;
             own->kernel = coterie_kernel_of(scheme, (int)call->level);
             own->block = coterie_tokens_that_fit(own->kernel, call->width);
             own->shared = call->tokens <= own->block;
-            if (own->shared && !(before && before->prepare == own->kernel->prepare))
+            if (own->shared && !(before && before->prepare == own->kernel->prepare && group_before == own->group))
                 for (int64_t token = 0; token < call->tokens; token++) prepare_token(own, token, (int)token);
             ready = 1;
         }
-        const coterie_matrix matrix = matrix_at(entry + TABLE_GATE_UP, call->width, call->width_group);
         int64_t at = position_of(call, entry[TABLE_ID]), last = call->offsets[at + 1];
         if (last - call->offsets[at] >= call->many) continue;
         for (int64_t first = call->offsets[at]; first < last; first += own->block)
             gate_and_up(own, &matrix, first, last - first < own->block ? (int)(last - first) : own->block, begin, end);
     }
+}
+
+/* Whether an expert is the first of the call with gate and up in its scheme. */
+static int is_first(const experts_call *call, int64_t e) {
+    const int64_t *schemes = call->table + TABLE_GATE_UP;
+    int64_t before = 0;
+    while (schemes[before * TABLE_WIDTH] != schemes[e * TABLE_WIDTH]) before++;
+    return before == e;
 }
 
 static void part_of_experts(void *context, int thread, int threads) {
@@ -141,13 +152,17 @@ static void part_of_experts(void *context, int thread, int threads) {
 
     coterie_share(call->inner, GRAIN, thread, threads, &begin, &end);
     if (begin < end)
-        for (int scheme = 0; scheme < COTERIE_SCHEMES; scheme++) all_gate_and_up(&own, scheme, begin, end);
+        for (int packing = 0; packing < COTERIE_SCHEMES; packing++)
+            for (int64_t e = 0; e < call->count; e++) {
+                int scheme = scheme_at(call->table + e * TABLE_WIDTH + TABLE_GATE_UP);
+                if (coterie_packing(scheme) == packing && is_first(call, e)) all_gate_and_up(&own, scheme, begin, end);
+            }
     coterie_barrier(threads);
 
     coterie_share(call->width, GRAIN, thread, threads, &begin, &end);
     for (int64_t e = 0; e < call->count && begin < end; e++) {
         const int64_t *entry = call->table + e * TABLE_WIDTH;
-        const coterie_matrix matrix = matrix_at(entry + TABLE_DOWN, call->inner, call->inner_group);
+        const coterie_matrix matrix = matrix_at(entry + TABLE_DOWN, call->inner);
         int64_t at = position_of(call, entry[TABLE_ID]), last = call->offsets[at + 1];
         if (last - call->offsets[at] >= call->many) continue;
         own.kernel = coterie_kernel_of(scheme_at(entry + TABLE_DOWN), (int)call->level);

@@ -3,12 +3,13 @@
 #define COTERIE_EXPERTS_H
 
 #include "gemm.h"
+#include "numbers.h"
 
 /* Mirrored in workspace.py. */
 typedef struct {
     int64_t level, threads, activation;
     /* D and F. */
-    int64_t width, inner, width_group, inner_group;
+    int64_t width, inner;
     /* What coterie_route wrote. */
     int64_t used, choices;
     const int64_t *experts;
@@ -46,10 +47,8 @@ COTERIE_INLINE int scheme_at(const int64_t *fields) {
     return (int)fields[0];
 }
 
-COTERIE_INLINE coterie_matrix matrix_at(const int64_t *fields, int64_t columns, int64_t group) {
-    coterie_matrix matrix = {(const uint8_t *)(intptr_t)fields[1], (const uint16_t *)(intptr_t)fields[2], columns,
-                             group};
-    return matrix;
+COTERIE_INLINE coterie_matrix matrix_at(const int64_t *fields, int64_t columns) {
+    return coterie_matrix_of(fields[0], (const void *)(intptr_t)fields[1], (const void *)(intptr_t)fields[2], columns);
 }
 
 /* Position of an expert among those that the router chose, or -1. */

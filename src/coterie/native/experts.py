@@ -9,7 +9,8 @@ import torch
 
 from coterie.errors import UsageError
 from coterie.native.library import Library
-from coterie.native.matmul import EXPERT_SCHEMES, check_fields, group_of, rows_served
+from coterie.native.matmul import check_fields, rows_served
+from coterie.native.schemes import SCHEME_CODES
 from coterie.native.workspace import ExpertsCall, Located, PassMemory, Workspace
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
@@ -30,7 +31,7 @@ class ExpertsKernel:
 
     Args:
         library: The library.
-        schemes: Those of ``EXPERT_SCHEMES`` in which matrices of experts may be; each may be in another.
+        schemes: Those of ``SCHEME_CODES`` in which matrices of experts may be; each may be in another.
         activation: One of ``ACTIVATIONS``.
         num_experts: E; ids from E on are left out.
         width: D.
@@ -65,9 +66,7 @@ class ExpertsKernel:
         self.width = width
         self.inner = inner
         self.least_rows = int(library.functions.coterie_gemm_least_rows(library.level))
-        self._shape = (
-            library.level, ACTIVATIONS.index(activation), width, inner, group_of(width), group_of(inner),
-        )  # fmt: skip
+        self._shape = (library.level, ACTIVATIONS.index(activation), width, inner)
         # Taken out while in use, so that no two threads have the same one.
         self._idle: list[Workspace] = []
 
@@ -75,7 +74,7 @@ class ExpertsKernel:
     def served(library: Library, *, schemes: Collection[str], activation: str, width: int, inner: int) -> bool:
         """Whether the library computes such experts."""
         return activation in ACTIVATIONS and all(
-            scheme in EXPERT_SCHEMES and rows_served(library, scheme, size)
+            scheme in SCHEME_CODES and rows_served(library, scheme, size)
             for scheme in schemes
             for size in (width, inner)
         )
@@ -105,7 +104,7 @@ class ExpertsKernel:
         if scheme not in self.schemes:
             raise UsageError.unknown("scheme", scheme, sorted(self.schemes))
         check_fields(scheme, shape, fields)
-        return EXPERT_SCHEMES.index(scheme), fields[0].data_ptr(), fields[1].data_ptr() if len(fields) > 1 else 0
+        return SCHEME_CODES[scheme], fields[0].data_ptr(), fields[1].data_ptr() if len(fields) > 1 else 0
 
     def begin(
         self,
@@ -162,9 +161,7 @@ class ExpertsKernel:
             pass
         workspace = Workspace(self.library, max(tokens, 1), max(choices, 1), self.num_experts)
         call = workspace.call
-        (
-            call.level, call.activation, call.width, call.inner, call.width_group, call.inner_group,
-        ) = self._shape  # fmt: skip
+        call.level, call.activation, call.width, call.inner = self._shape
         return workspace
 
     def release(self, workspace: Workspace) -> None:

@@ -1,6 +1,8 @@
 /* Many rows of activations times one quantised matrix. */
 #include "gemm.h"
 
+#include "numbers.h"
+
 const coterie_gemm *coterie_gemm_of(int level) {
 #if defined(__x86_64__)
     if (level >= COTERIE_AMX) return &coterie_gemm_amx;
@@ -92,12 +94,12 @@ COTERIE_API int64_t coterie_gemm_bytes(int scheme, int level, int threads, int64
 
 /* out [tokens, outputs] = x [tokens, columns] times the matrix, all activations bfloat16; scratch is aligned to 64. */
 COTERIE_API void coterie_gemm_matmul(int scheme, int level, int threads, const void *x, const void *codes,
-                                     const void *scales, int64_t tokens, int64_t outputs, int64_t columns,
-                                     int64_t group, void *out, void *scratch) {
+                                     const void *scales, int64_t tokens, int64_t outputs, int64_t columns, void *out,
+                                     void *scratch) {
     const coterie_gemm *gemm = coterie_gemm_of(level);
     product call = {.gemm = gemm,
                     .scheme = scheme,
-                    .matrix = {codes, scales, columns, group},
+                    .matrix = coterie_matrix_of(scheme, codes, scales, columns),
                     .x = x,
                     .out = out,
                     .tokens = tokens,

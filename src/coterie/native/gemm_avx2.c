@@ -5,6 +5,7 @@
 
 #include "bfloat16.h"
 #include "gemm.h"
+#include "numbers.h"
 #include "planes.h"
 
 #define LANES 8

@@ -12,6 +12,7 @@
 
 #include "bfloat16.h"
 #include "gemm.h"
+#include "numbers.h"
 #include "planes.h"
 
 #define SETS "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma"
@@ -95,29 +96,41 @@ TARGET static void pack(int scheme, const uint16_t *const *tokens, int64_t begin
     }
 }
 
-/* Scale and zero; broadcast from memory, which costs no shuffle. */
+/* Where the numbers of some groups of a token are: the usual ones in pairs of bfloat16, others as they were read. */
 typedef struct {
-    __m512 scale, zero;
-} broadcast_pair;
+    const uint8_t *pairs;
+    const coterie_group *read;
+} group_numbers;
 
-INLINE broadcast_pair pair_of(const uint16_t *pair) {
-    int bits;
-    memcpy(&bits, pair, 4);
-    __m512i both = _mm512_set1_epi32(bits);
-    return (broadcast_pair){_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)),
-                            _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)))};
+/* What a group has; broadcast from memory, which costs no shuffle. */
+typedef struct {
+    __m512 scale, zero, point;
+} broadcast_group;
+
+INLINE broadcast_group group_of(const int usual, const int bits, group_numbers numbers, int i) {
+    if (!usual) {
+        const coterie_group of = numbers.read[i];
+        return (broadcast_group){_mm512_set1_ps(of.scale), _mm512_set1_ps(of.zero), _mm512_set1_ps(of.point)};
+    }
+    int pair;
+    memcpy(&pair, numbers.pairs + 4 * i, 4);
+    __m512i both = _mm512_set1_epi32(pair);
+    return (broadcast_group){_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)),
+                             _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000))),
+                             _mm512_set1_ps(COTERIE_ZERO_CODE(bits))};
 }
 
-/* What the codes that are stored as 0 to 15 stand for in a group with this (scale, zero). */
-INLINE __m512 values_of(const int bits, const uint16_t *pair) {
+/* What the codes that are stored as 0 to 15 stand for in a group. */
+INLINE __m512 values_of(const int usual, const int bits, group_numbers numbers, int i) {
     const __m512 stored = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const broadcast_pair both = pair_of(pair);
-    return _mm512_fmadd_ps(_mm512_sub_ps(stored, _mm512_set1_ps(COTERIE_ZERO_CODE(bits))), both.scale, both.zero);
+    const broadcast_group of = group_of(usual, bits, numbers, i);
+    return _mm512_fmadd_ps(_mm512_sub_ps(stored, of.point), of.scale, of.zero);
 }
 
-INLINE __m512i values_of_two(const int bits, const uint16_t *pairs, int count) {
-    return (__m512i)_mm512_cvtne2ps_pbh(count > 1 ? values_of(bits, pairs + 2) : _mm512_setzero_ps(),
-                                        values_of(bits, pairs));
+/* Of two groups from the i-th on, of which `count` are there. */
+INLINE __m512i values_of_two(const int usual, const int bits, group_numbers numbers, int i, int count) {
+    return (__m512i)_mm512_cvtne2ps_pbh(count > 1 ? values_of(usual, bits, numbers, i + 1) : _mm512_setzero_ps(),
+                                        values_of(usual, bits, numbers, i));
 }
 
 /* One plane of 128 columns, of which `left` are there, or more: 16-bit lane l has the parts of columns 4l to 4l + 3. */
@@ -146,41 +159,43 @@ INLINE __m512i codes_of(const int bits, const int s, __m512i lower, __m512i uppe
 }
 
 /* Sixteen of a step's codes, in groups of 64 all in one, of 32 in two. */
-INLINE __m512 computed(const int bits, __m256i codes, broadcast_pair first, broadcast_pair second) {
+INLINE __m512 computed(__m256i codes, broadcast_group first, broadcast_group second) {
     const __m512 stored = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(codes));
+    const __m512 point = _mm512_mask_mov_ps(first.point, 0xff00, second.point);
     const __m512 scale = _mm512_mask_mov_ps(first.scale, 0xff00, second.scale);
     const __m512 zero = _mm512_mask_mov_ps(first.zero, 0xff00, second.zero);
-    return _mm512_fmadd_ps(_mm512_sub_ps(stored, _mm512_set1_ps(COTERIE_ZERO_CODE(bits))), scale, zero);
+    return _mm512_fmadd_ps(_mm512_sub_ps(stored, point), scale, zero);
 }
 
-/* 128 columns of a row, or as many as are left of it, with the scales of their groups: four steps, `stride` bytes
+/* 128 columns of a row, or as many as are left of it, with the numbers of their groups: four steps, `stride` bytes
  * apart. */
-INLINE void decode_affine(const int bits, const uint8_t *lower_plane, const uint8_t *upper_plane, const uint16_t *scales,
-                          const int64_t group, int64_t left, char *to, int64_t stride) {
+INLINE void decode_affine(const int usual, const int bits, const uint8_t *lower_plane, const uint8_t *upper_plane,
+                          group_numbers numbers, const int64_t group, int64_t left, char *to, int64_t stride) {
     const int groups = (int)(left / group);
     const __m512i lower = lanes_of(COTERIE_LOWER(bits), lower_plane, left);
     const __m512i upper = COTERIE_UPPER(bits) ? lanes_of(COTERIE_UPPER(bits), upper_plane, left) : lower;
     if (bits > 4) {
-        broadcast_pair pairs[4];
+        broadcast_group parts[4];
         for (int part = 0; part < 4; part++) {
             const int of = group == 32 ? part : part / 2;
-            pairs[part] = of < groups ? pair_of(scales + 2 * of)
-                                      : (broadcast_pair){_mm512_setzero_ps(), _mm512_setzero_ps()};
+            parts[part] = of < groups
+                              ? group_of(usual, bits, numbers, of)
+                              : (broadcast_group){_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
         }
 #pragma GCC unroll 4
         for (int s = 0; s < 4; s++) {
             const __m512i codes = codes_of(bits, s, lower, upper);
-            const __m512 first = computed(bits, _mm512_castsi512_si256(codes), pairs[0], pairs[1]);
-            const __m512 second = computed(bits, _mm512_extracti64x4_epi64(codes, 1), pairs[2], pairs[3]);
+            const __m512 first = computed(_mm512_castsi512_si256(codes), parts[0], parts[1]);
+            const __m512 second = computed(_mm512_extracti64x4_epi64(codes, 1), parts[2], parts[3]);
             _mm512_store_si512(to + s * stride, (__m512i)_mm512_cvtne2ps_pbh(second, first));
         }
         return;
     }
-    __m512i table = values_of_two(bits, scales, groups), rest = table;
+    __m512i table = values_of_two(usual, bits, numbers, 0, groups), rest = table;
     /* Which group's values: above the code in an index. */
     __m512i above = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
     if (group == 32) {
-        rest = groups > 2 ? values_of_two(bits, scales + 4, groups - 2) : _mm512_setzero_si512();
+        rest = groups > 2 ? values_of_two(usual, bits, numbers, 2, groups - 2) : _mm512_setzero_si512();
         above = _mm512_set_epi64(0x0030003000300030, 0x0030003000300030, 0x0020002000200020, 0x0020002000200020,
                                  0x0010001000100010, 0x0010001000100010, 0, 0);
     }
@@ -194,25 +209,26 @@ INLINE void decode_affine(const int bits, const uint8_t *lower_plane, const uint
 }
 
 /* 32 columns of a row. */
-INLINE void decode_int8(const int8_t *codes, uint16_t scale, char *to) {
-    __m512 step = _mm512_set1_ps(coterie_from_bf16(scale));
+INLINE void decode_int8(const int8_t *codes, coterie_group of, char *to) {
+    const __m512 step = _mm512_set1_ps(of.scale), zero = _mm512_set1_ps(of.zero);
     __m512 first = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)codes)));
     __m512 second = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(codes + 16))));
-    _mm512_store_si512(to, (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(second, step), _mm512_mul_ps(first, step)));
+    _mm512_store_si512(to, (__m512i)_mm512_cvtne2ps_pbh(_mm512_fmadd_ps(second, step, zero),
+                                                        _mm512_fmadd_ps(first, step, zero)));
 }
 
 /* The rows of a panel. */
 typedef struct {
-    const uint8_t *codes[COTERIE_PANEL];
-    const uint16_t *scales[COTERIE_PANEL];
+    const uint8_t *codes[COTERIE_PANEL], *scales[COTERIE_PANEL];
+    const coterie_matrix *matrix;
     int64_t columns, group;
     /* Bytes to the same row of the next panel. */
     int64_t next;
 } panel_rows;
 
 INLINE panel_rows rows_of(int scheme, const coterie_matrix *matrix, const int64_t *halves, int64_t limit) {
-    panel_rows rows = {.columns = matrix->columns, .group = matrix->group};
-    const int64_t scales = coterie_scale_count(scheme, rows.columns, rows.group);
+    panel_rows rows = {.matrix = matrix, .columns = matrix->columns, .group = matrix->group};
+    const int64_t scales = coterie_row_scales(scheme, rows.columns);
     const int64_t bytes = coterie_code_bytes(scheme, rows.columns);
     rows.next = (halves[1] == halves[0] + COTERIE_HALF ? COTERIE_PANEL : COTERIE_HALF) * bytes;
     for (int r = 0; r < COTERIE_PANEL; r++) {
@@ -235,8 +251,16 @@ INLINE int64_t ahead_of(const panel_rows *rows, int64_t load, int64_t bytes, int
     return far < plane ? far : rows->next + far - plane;
 }
 
+/* What some of a token's groups have in a row of a panel. */
+INLINE void read_groups(const panel_rows *rows, int r, int64_t first, int64_t count, coterie_group *read) {
+    const coterie_matrix *matrix = rows->matrix;
+    const int64_t groups = rows->columns / rows->group >> matrix->doubled;
+    for (int64_t i = 0; i < count; i++)
+        read[i] = coterie_group_at(matrix->scheme, rows->scales[r], groups, (first + i) >> matrix->doubled);
+}
+
 /* One load of each row: columns by columns and not row by row, so that what is written stays together. */
-INLINE void load_affine(const int bits, const int64_t group, const panel_rows *rows, int64_t load, char *to) {
+INLINE void load_affine(const int usual, const int bits, const int64_t group, const panel_rows *rows, int64_t load, char *to) {
     const int64_t bytes = coterie_lower_bytes(bits, LOAD), also = coterie_upper_bytes(bits, LOAD);
     const int64_t plane = coterie_lower_bytes(bits, rows->columns);
     const int64_t lower_ahead = ahead_of(rows, load, bytes, plane);
@@ -244,13 +268,15 @@ INLINE void load_affine(const int bits, const int64_t group, const panel_rows *r
     const int64_t left = rows->columns - load * LOAD;
     for (int r = 0; r < COTERIE_PANEL; r++) {
         const uint8_t *lower = rows->codes[r] + load * bytes, *upper = rows->codes[r] + plane + load * also;
-        const uint16_t *scales = rows->scales[r] + load * (LOAD / group) * 2;
+        coterie_group read[LOAD / 32];
+        const group_numbers numbers = {rows->scales[r] + load * (LOAD / group) * 4, read};
+        if (!usual) read_groups(rows, r, load * LOAD / group, left < LOAD ? left / group : LOAD / group, read);
         _mm_prefetch((const char *)rows->codes[r] + lower_ahead, _MM_HINT_T0);
         if (also) _mm_prefetch((const char *)rows->codes[r] + upper_ahead, _MM_HINT_T0);
         if (left >= LOAD)
-            decode_affine(bits, lower, upper, scales, group, LOAD, to + r * 64, 2 * TILE);
+            decode_affine(usual, bits, lower, upper, numbers, group, LOAD, to + r * 64, 2 * TILE);
         else
-            decode_affine(bits, lower, upper, scales, group, left, to + r * 64, 2 * TILE);
+            decode_affine(usual, bits, lower, upper, numbers, group, left, to + r * 64, 2 * TILE);
     }
 }
 
@@ -258,8 +284,9 @@ TARGET static void load_int8(const panel_rows *rows, int64_t load, char *to) {
     const int64_t ahead = ahead_of(rows, load, STEP, rows->columns);
     for (int r = 0; r < COTERIE_PANEL; r++) {
         _mm_prefetch((const char *)rows->codes[r] + ahead, _MM_HINT_T0);
-        decode_int8((const int8_t *)rows->codes[r] + load * STEP, rows->scales[r][load * STEP / rows->group],
-                    to + r * 64);
+        coterie_group of;
+        read_groups(rows, r, load * STEP / rows->group, 1, &of);
+        decode_int8((const int8_t *)rows->codes[r] + load * STEP, of, to + r * 64);
     }
 }
 
@@ -273,10 +300,16 @@ TARGET static void load_bf16(const panel_rows *rows, int64_t load, char *to) {
 
 #define LOADS(bits)                                                                                                    \
     TARGET static void load_wide_int##bits(const panel_rows *rows, int64_t load, char *to) {                           \
-        load_affine(bits, 64, rows, load, to);                                                                         \
+        load_affine(1, bits, 64, rows, load, to);                                                                      \
     }                                                                                                                  \
     TARGET static void load_narrow_int##bits(const panel_rows *rows, int64_t load, char *to) {                         \
-        load_affine(bits, 32, rows, load, to);                                                                         \
+        load_affine(1, bits, 32, rows, load, to);                                                                      \
+    }                                                                                                                  \
+    TARGET static void load_other_wide_int##bits(const panel_rows *rows, int64_t load, char *to) {                     \
+        load_affine(0, bits, 64, rows, load, to);                                                                      \
+    }                                                                                                                  \
+    TARGET static void load_other_narrow_int##bits(const panel_rows *rows, int64_t load, char *to) {                   \
+        load_affine(0, bits, 32, rows, load, to);                                                                      \
     }
 
 LOADS(2)
@@ -288,19 +321,28 @@ LOADS(6)
 /* Decodes a load of all rows of a panel. */
 typedef void (*load_decoder)(const panel_rows *rows, int64_t load, char *to);
 
-static load_decoder decoder_of(int scheme, int64_t group) {
-    static const load_decoder decoders[COTERIE_SCHEMES][2] = {
+static load_decoder decoder_of(const panel_rows *rows) {
+    static const load_decoder usual[COTERIE_SCHEMES][2] = {
         [COTERIE_INT2] = {load_narrow_int2, load_wide_int2}, [COTERIE_INT3] = {load_narrow_int3, load_wide_int3},
         [COTERIE_INT4] = {load_narrow_int4, load_wide_int4}, [COTERIE_INT5] = {load_narrow_int5, load_wide_int5},
         [COTERIE_INT6] = {load_narrow_int6, load_wide_int6}, [COTERIE_INT8] = {load_int8, load_int8},
         [COTERIE_BF16] = {load_bf16, load_bf16},
     };
-    return decoders[scheme][group == 64];
+    static const load_decoder other[COTERIE_SCHEMES][2] = {
+        [COTERIE_INT2] = {load_other_narrow_int2, load_other_wide_int2},
+        [COTERIE_INT3] = {load_other_narrow_int3, load_other_wide_int3},
+        [COTERIE_INT4] = {load_other_narrow_int4, load_other_wide_int4},
+        [COTERIE_INT5] = {load_other_narrow_int5, load_other_wide_int5},
+        [COTERIE_INT6] = {load_other_narrow_int6, load_other_wide_int6},
+        [COTERIE_INT8] = {load_int8, load_int8},
+    };
+    const int packing = coterie_packing(rows->matrix->scheme);
+    return (coterie_is_usual(rows->matrix) ? usual : other)[packing][rows->group == 64];
 }
 
 TARGET static void decode(int scheme, const coterie_matrix *matrix, const int64_t *halves, int64_t limit, void *panel) {
     const panel_rows rows = rows_of(scheme, matrix, halves, limit);
-    const load_decoder decoder = decoder_of(scheme, rows.group);
+    const load_decoder decoder = decoder_of(&rows);
     for (int64_t load = 0; load * wide(scheme) < rows.columns; load++)
         decoder(&rows, load, (char *)panel + load * (wide(scheme) / STEP) * 2 * TILE);
 }
@@ -399,7 +441,7 @@ TILES static void multiply_tiles(int scheme, int64_t columns, const void *panel,
 TILES_INLINE void stream(int scheme, const int B, const panel_rows *rows, char *buffer, const char *blocks,
                          float *products) {
     const int64_t steps = steps_of(scheme, rows->columns), columns = wide(scheme);
-    const load_decoder decoder = decoder_of(scheme, rows->group);
+    const load_decoder decoder = decoder_of(rows);
     /* The next columns are decoded while those before are being multiplied. */
     char *half[2] = {buffer, buffer + LOAD / STEP * 2 * TILE};
     clear_sums();

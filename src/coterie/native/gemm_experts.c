@@ -91,7 +91,7 @@ static void gate_and_up(const many_call *many, const segment *one, int64_t colum
     const experts_call *call = many->call;
     const int64_t *gate_up = one->entry + TABLE_GATE_UP, *next = one->entry + TABLE_DOWN;
     const int scheme = scheme_at(gate_up);
-    const coterie_matrix matrix = matrix_at(gate_up, call->width, call->width_group);
+    const coterie_matrix matrix = matrix_at(gate_up, call->width);
     const int64_t halves[2] = {column, call->inner + column}, blocks = coterie_blocks(one->count);
     const char *inputs = many->inputs + one->block * many->input_bytes;
     float *products = (float *)own;
@@ -109,7 +109,7 @@ static void gate_and_up(const many_call *many, const segment *one, int64_t colum
 static void down(const many_call *many, const segment *one, int64_t first, char *own) {
     const experts_call *call = many->call;
     const int scheme = scheme_at(one->entry + TABLE_DOWN);
-    const coterie_matrix matrix = matrix_at(one->entry + TABLE_DOWN, call->inner, call->inner_group);
+    const coterie_matrix matrix = matrix_at(one->entry + TABLE_DOWN, call->inner);
     const int64_t halves[2] = {first, first + COTERIE_HALF}, blocks = coterie_blocks(one->count);
     const int outputs = (int)least(call->width - first, COTERIE_PANEL);
     const char *hidden = many->hidden + one->block * many->hidden_bytes;

@@ -28,32 +28,42 @@ TARGET static void pack(int scheme, const uint16_t *const *tokens, int64_t begin
                 to[c * COTERIE_BLOCK + t] = tokens[t] ? coterie_from_bf16(tokens[t][c]) : 0;
 }
 
-INLINE void decode_row(const int bits, const uint8_t *codes, const uint16_t *scale, int64_t columns, int64_t group,
-                       float *to) {
+/* Group by group of the matrix: where a column lies, and what its group has. */
+typedef struct {
+    const coterie_matrix *matrix;
+    const uint8_t *scales;
+    int64_t groups, size;
+} row_groups;
+
+INLINE coterie_group group_of(const row_groups *row, int64_t column) {
+    return coterie_group_at(row->matrix->scheme, row->scales, row->groups, column / row->size);
+}
+
+INLINE void decode_row(const int bits, const uint8_t *codes, const row_groups *row, int64_t columns, float *to) {
     const uint8_t *upper = codes + coterie_lower_bytes(bits, columns);
     for (int64_t first = 0; first < columns; first += STEP, to += STEP * COTERIE_PANEL) {
-        const uint16_t *pair = scale + first / group * 2;
-        float step = coterie_from_bf16(pair[0]), zero = coterie_from_bf16(pair[1]) - COTERIE_ZERO_CODE(bits) * step;
+        const coterie_group of = group_of(row, first);
+        float step = of.scale, zero = of.zero - of.point * step;
         decode_affine(bits, codes + coterie_lower_bytes(bits, first), upper + coterie_upper_bytes(bits, first), step, zero,
                       to);
     }
 }
 
 TARGET static void decode(int scheme, const coterie_matrix *matrix, const int64_t *halves, int64_t limit, void *panel) {
-    const int64_t columns = matrix->columns, group = matrix->group;
-    const int64_t bytes = coterie_code_bytes(scheme, columns), scales = coterie_scale_count(scheme, columns, group);
+    const int64_t columns = matrix->columns, size = matrix->group << matrix->doubled;
+    const int64_t bytes = coterie_code_bytes(scheme, columns), apart = coterie_row_scales(scheme, columns);
     for (int r = 0; r < COTERIE_PANEL; r++) {
         int64_t row = halves[r / COTERIE_HALF] + r % COTERIE_HALF;
         if (row >= limit) row = limit - 1;
         const uint8_t *codes = matrix->codes + row * bytes;
-        const uint16_t *scale = matrix->scales + row * scales;
+        const row_groups groups = {matrix, matrix->scales + row * apart, columns / size, size};
         float *to = (float *)panel + r * STEP;
-        switch (scheme) {
-            case COTERIE_INT2: decode_row(2, codes, scale, columns, group, to); break;
-            case COTERIE_INT3: decode_row(3, codes, scale, columns, group, to); break;
-            case COTERIE_INT4: decode_row(4, codes, scale, columns, group, to); break;
-            case COTERIE_INT5: decode_row(5, codes, scale, columns, group, to); break;
-            case COTERIE_INT6: decode_row(6, codes, scale, columns, group, to); break;
+        switch (coterie_packing(scheme)) {
+            case COTERIE_INT2: decode_row(2, codes, &groups, columns, to); break;
+            case COTERIE_INT3: decode_row(3, codes, &groups, columns, to); break;
+            case COTERIE_INT4: decode_row(4, codes, &groups, columns, to); break;
+            case COTERIE_INT5: decode_row(5, codes, &groups, columns, to); break;
+            case COTERIE_INT6: decode_row(6, codes, &groups, columns, to); break;
             case COTERIE_BF16:
                 for (int64_t first = 0; first < columns; first += STEP, to += STEP * COTERIE_PANEL) {
                     uint16_t stored[STEP];
@@ -63,8 +73,11 @@ TARGET static void decode(int scheme, const coterie_matrix *matrix, const int64_
                 break;
             default:
                 for (int64_t first = 0; first < columns; first += STEP, to += STEP * COTERIE_PANEL) {
-                    float step = coterie_from_bf16(scale[first / group]);
-                    for (int j = 0; j < STEP; j++) to[j] = (float)(int8_t)codes[first + j] * step;
+                    const coterie_group of = group_of(&groups, first);
+                    for (int j = 0; j < STEP; j++) {
+                        const float product = (float)(int8_t)codes[first + j] * of.scale;
+                        to[j] = product + of.zero;
+                    }
                 }
         }
     }

@@ -5,6 +5,7 @@
 
 #include "bfloat16.h"
 #include "gemm.h"
+#include "numbers.h"
 
 #define LANES 4
 #define TARGET

@@ -3,6 +3,7 @@
 
 #include "bfloat16.h"
 #include "gemm.h"
+#include "numbers.h"
 #include "planes.h"
 
 #define LANES 4

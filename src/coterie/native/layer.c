@@ -5,6 +5,7 @@
 #include "layer.h"
 
 #include "elementary.h"
+#include "numbers.h"
 #include "product.h"
 
 enum { GRAIN = 32, CHUNK = 128, ROUTER_GRAIN = 4, MOST_WIDTH = 16384 };
@@ -49,7 +50,7 @@ static const uint16_t *normalised(const token_state *own, const layer_norm *norm
 static coterie_product product_of(const token_state *own, const layer_matrix *matrix, const uint16_t *x) {
     return (coterie_product){.scheme = (int)matrix->scheme,
                              .level = (int)own->fixed->level,
-                             .matrix = {matrix->codes, matrix->scales, matrix->columns, matrix->group},
+                             .matrix = coterie_matrix_of(matrix->scheme, matrix->codes, matrix->scales, matrix->columns),
                              .x = x,
                              .tokens = own->call->rows,
                              .outputs = matrix->rows};

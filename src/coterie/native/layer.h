@@ -27,9 +27,8 @@ typedef struct {
 
 /* See coterie_matrix. */
 typedef struct {
-    int64_t scheme, rows, columns, group;
-    const uint8_t *codes;
-    const uint16_t *scales;
+    int64_t scheme, rows, columns;
+    const uint8_t *codes, *scales;
 } layer_matrix;
 
 /* What stays the same. */

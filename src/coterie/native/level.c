@@ -32,7 +32,8 @@ static int highest(int wanted) {
     unsigned eax, ebx, ecx, edx, ebx7, ecx7, edx7;
     uint64_t state = enabled_state();
     if ((state & XSAVE_AVX) != XSAVE_AVX || !__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return COTERIE_PORTABLE;
-    int fma = ecx >> 12 & 1;
+    /* And numbers of 16 bits, which every processor with AVX2 converts. */
+    int fma = (ecx >> 12 & 1) && (ecx >> 29 & 1);
     if (!__get_cpuid_count(7, 0, &eax, &ebx7, &ecx7, &edx7) || !fma || !(ebx7 >> 5 & 1)) return COTERIE_PORTABLE;
     /* F, DQ, BW, VL */
     unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
@@ -103,14 +104,14 @@ COTERIE_API int coterie_level(int wanted) {
 
 const coterie_kernel *coterie_kernel_of(int scheme, int level) {
 #if defined(__x86_64__)
-    if (level >= COTERIE_AVX512BF16) return &coterie_avx512bf16[scheme];
-    if (level >= COTERIE_AVX2) return &coterie_avx2[scheme];
+    if (level >= COTERIE_AVX512BF16) return &coterie_avx512bf16[coterie_packing(scheme)];
+    if (level >= COTERIE_AVX2) return &coterie_avx2[coterie_packing(scheme)];
 #elif defined(__aarch64__)
 #if defined(COTERIE_HAS_DOTPROD)
-    if (level >= COTERIE_DOTPROD) return &coterie_dotprod[scheme];
+    if (level >= COTERIE_DOTPROD) return &coterie_dotprod[coterie_packing(scheme)];
 #endif
-    if (level >= COTERIE_NEON) return &coterie_neon[scheme];
+    if (level >= COTERIE_NEON) return &coterie_neon[coterie_packing(scheme)];
 #endif
     (void)level;
-    return &coterie_portable[scheme];
+    return &coterie_portable[coterie_packing(scheme)];
 }

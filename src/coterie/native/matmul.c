@@ -1,5 +1,6 @@
 /* Few rows of activations times a quantised matrix. */
 #include "bfloat16.h"
+#include "numbers.h"
 #include "product.h"
 
 enum { CHUNK = 128, GRAIN = 32 };
@@ -71,11 +72,10 @@ COTERIE_API int64_t coterie_most_columns(int scheme, int level) {
 
 /* out [tokens, outputs] = x [tokens, columns] times the matrix, all activations bfloat16. */
 COTERIE_API void coterie_matmul(int scheme, int level, int threads, const void *x, const void *codes,
-                                const void *scales, int64_t tokens, int64_t outputs, int64_t columns, int64_t group,
-                                void *out) {
+                                const void *scales, int64_t tokens, int64_t outputs, int64_t columns, void *out) {
     coterie_product task = {.scheme = scheme,
                             .level = level,
-                            .matrix = {codes, scales, columns, group},
+                            .matrix = coterie_matrix_of(scheme, codes, scales, columns),
                             .x = x,
                             .out = out,
                             .tokens = tokens,

@@ -9,36 +9,23 @@ import torch
 
 from coterie.errors import UsageError
 from coterie.native.library import Library
-from coterie.spec.encodings import NATIVE, SCHEME_FORMATS, group_size
-
-SCHEMES = ("int2", "int3", "int4", "int5", "int6", "int8")
-"""Schemes that the library computes with; their order is that of the C code."""
-
-EXPERT_SCHEMES = (*SCHEMES, NATIVE)
-"""How a matrix of an expert may be stored: in a scheme, or in bfloat16 as it is. Their order is that of the C code."""
-
-PART_DTYPES = {"U8": torch.uint8, "I8": torch.int8, "BF16": torch.bfloat16}
-"""Dtypes of codes and scales by the names that safetensors gives them."""
-
-
-def group_of(columns: int) -> int | None:
-    """How many weights of a row share a scale, or None for rows that the library does not serve."""
-    size = group_size(columns)
-    return size if columns % size == 0 else None
+from coterie.native.schemes import PART_DTYPES, SCHEME_CODES, knows
+from coterie.spec.encodings import NATIVE, SCHEME_FORMATS
 
 
 def rows_served(library: Library, scheme: str, columns: int) -> bool:
-    """Whether the library computes with rows of so many weights in one of ``EXPERT_SCHEMES``."""
-    if columns < 1 or group_of(columns) is None:
+    """Whether the library computes with rows of so many weights in a scheme, one of ``SCHEME_CODES``."""
+    # Every group that divides a row is a multiple of 32, and whoever has none that does has no whole groups.
+    if columns < 1 or columns % 32:
         return False
-    return bool(columns <= library.functions.coterie_most_columns(EXPERT_SCHEMES.index(scheme), library.level))
+    return bool(columns <= library.functions.coterie_most_columns(SCHEME_CODES[scheme], library.level))
 
 
 class PlacedMatrix(ctypes.Structure):
     """``layer_matrix`` of ``layer.h``: what :attr:`PackedMatrix.place` says, in its order."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("scheme", "rows", "columns", "group")),
+        *((name, ctypes.c_int64) for name in ("scheme", "rows", "columns")),
         ("codes", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
     )
@@ -50,8 +37,8 @@ class PackedMatrix:
     Args:
         library: The library.
         scheme: Name of the scheme.
-        codes: Affine schemes: uint8 [N, K · bits / 8]; int8: int8 [N, K].
-        scales: bfloat16; affine schemes: [N, K / group, 2]; int8: [N, K / group].
+        codes: Of the scheme's dtype and shape: uint8 [N, K · bits / 8], or int8 [N, K].
+        scales: Likewise, such as bfloat16 [N, K / group, 2].
 
     Attributes:
         shape: (N, K).
@@ -65,27 +52,26 @@ class PackedMatrix:
     def __init__(self, library: Library, scheme: str, codes: torch.Tensor, scales: torch.Tensor) -> None:
         if codes.dim() != 2:
             raise UsageError(f"Codes must be a matrix, not {list(codes.shape)}.", got=list(codes.shape))
-        columns = SCHEME_FORMATS[scheme].values(codes.shape[1]) if scheme in SCHEMES else codes.shape[1]
+        columns = SCHEME_FORMATS[scheme].values(codes.shape[1]) if knows(scheme) else codes.shape[1]
         if not self.served(library, scheme, columns):
             raise UsageError(f"Rows of {columns} weights in scheme {scheme!r} are not served.", columns=columns)
         self.shape = (codes.shape[0], columns)
         check_fields(scheme, self.shape, (codes, scales))
         self._library = library
         self._fields = (codes, scales)
-        self._scheme = SCHEMES.index(scheme)
-        self._group = group_of(columns) or columns
+        self._scheme = SCHEME_CODES[scheme]
         self.least_rows = int(library.functions.coterie_gemm_least_rows(library.level))
 
     @staticmethod
     def served(library: Library, scheme: str, columns: int) -> bool:
         """Whether the library computes with rows of so many weights."""
-        return scheme in SCHEMES and rows_served(library, scheme, columns)
+        return knows(scheme) and rows_served(library, scheme, columns)
 
     @property
-    def place(self) -> tuple[int, int, int, int, int, int]:
-        """Scheme (index into ``SCHEMES``), N, K, weights that share a scale, and where codes and scales lie."""
+    def place(self) -> tuple[int, int, int, int, int]:
+        """The scheme's number, N, K, and where codes and scales lie."""
         codes, scales = self._fields
-        return (self._scheme, *self.shape, self._group, codes.data_ptr(), scales.data_ptr())
+        return (self._scheme, *self.shape, codes.data_ptr(), scales.data_ptr())
 
     def __call__(self, x_MK: torch.Tensor, *, rows: bool = False) -> torch.Tensor:
         """The product with each row of ``x``, bfloat16 [M, N].
@@ -107,7 +93,7 @@ class PackedMatrix:
         library, tokens, threads = self._library, x_MK.shape[0], self._library.threads
         functions, way = library.functions, (self._scheme, library.level, threads)
         fields = (x_MK.data_ptr(), codes.data_ptr(), scales.data_ptr())
-        shape = (tokens, outputs, columns, self._group)
+        shape = (tokens, outputs, columns)
         if rows or tokens < self.least_rows:
             functions.coterie_matmul(*way, *fields, *shape, out_MN.data_ptr())
         else:
@@ -120,7 +106,7 @@ def check_fields(scheme: str, shape: tuple[int, int], fields: Sequence[torch.Ten
     """Makes sure that tensors are the fields of a matrix, as the C code takes them for granted.
 
     Args:
-        scheme: One of ``EXPERT_SCHEMES``.
+        scheme: One of ``SCHEME_CODES``.
         shape: [N, K].
         fields: Codes and scales; of what is native the matrix alone.
 

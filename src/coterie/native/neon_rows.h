@@ -11,6 +11,7 @@
 #include "coterie.h"
 #include "fixed_point.h"
 #include "neon_codes.h"
+#include "numbers.h"
 
 /* Columns of which an affine scheme's and int8's codes are taken at a time, groups whose scales one load holds, rows and
  * tokens of a tile. */
@@ -20,9 +21,13 @@ COTERIE_INLINE int64_t padded_groups(int64_t columns) {
     return (columns / 32 + GROUPS - 1) / GROUPS * GROUPS;
 }
 
-/* A token: 16 bits for each column, a scale for each group, and 32 bits more for each group. */
+/* A token: 16 bits for each column, a scale for each group, its sum, and of int8 32 bits more for each group. */
 static int64_t prepared_bytes(int64_t columns) {
     return (columns * 2 + 2 * 4 * padded_groups(columns) + 63) / 64 * 64;
+}
+
+static int64_t prepared_int8(int64_t columns) {
+    return (columns * 2 + 3 * 4 * padded_groups(columns) + 63) / 64 * 64;
 }
 
 COTERIE_INLINE float *token_scales(const void *prepared, int64_t columns) {
@@ -55,15 +60,15 @@ TARGET static void prepare_affine(const uint16_t *token, int64_t columns, int64_
 }
 
 TARGET static void prepare_int8(const uint16_t *token, int64_t columns, int64_t group, void *prepared) {
-    float *scales = token_scales(prepared, columns), sum;
-    int32_t *starts = (int32_t *)(scales + padded_groups(columns));
+    float *scales = token_scales(prepared, columns), *sums = scales + padded_groups(columns);
+    int32_t *starts = (int32_t *)(sums + padded_groups(columns));
     for (int64_t g = columns / group; g < padded_groups(columns); g++) {
-        scales[g] = 0;
+        scales[g] = sums[g] = 0;
         starts[g] = 0;
     }
     for (int64_t first = 0; first < columns; first += group) {
         int32_t whole[64], start = 0;
-        scales[first / group] = whole_group(token + first, group, whole, &sum);
+        scales[first / group] = whole_group(token + first, group, whole, sums + first / group);
         for (int64_t block = 0; block < group; block += BLOCK_INT8)
             start += store_int8(whole + block, (char *)prepared + (first + block) * 2);
         starts[first / group] = start;
@@ -82,14 +87,58 @@ INLINE uint16x4x2_t scales_and_zeros(const uint16_t *pairs, int present) {
     return vld2_u16(few);
 }
 
-/* R rows with M tokens; bits, R, M and the group are known where this is inlined. */
-INLINE void tile_affine(const int bits, const int R, const int M, const int group, const coterie_matrix *matrix,
-                        int64_t row, const void *const *prepared, float *out, int64_t stride) {
+INLINE float32x4_t converted(int dtype, uint16x4_t stored) {
+    return dtype == COTERIE_FLOAT16 ? vcvt_f32_f16(vreinterpret_f16_u16(stored)) : widened(stored);
+}
+
+/* Four numbers of a dtype, or `count` and zeros, `step` numbers from one to the next. */
+INLINE float32x4_t some_numbers(int dtype, int64_t count, int step, const uint8_t *from) {
+    uint16_t few[GROUPS] = {0};
+    float values[GROUPS] = {0};
+    if (dtype == COTERIE_FLOAT32) {
+        for (int64_t i = 0; i < count; i++) memcpy(values + i, from + 4 * step * i, 4);
+        return vld1q_f32(values);
+    }
+    for (int64_t i = 0; i < count; i++) memcpy(few + i, from + 2 * step * i, 2);
+    return converted(dtype, vld1_u16(few));
+}
+
+/* Of 4 of a token's groups, from `first` on, in a row of scales: the scale, and what is added for each unit of a value
+ * because codes are stored from 0 on and because of the zero. `zero_code` stands for 0. */
+INLINE void numbers_of(const int zero_code, const coterie_matrix *matrix, const uint8_t *row, int64_t first,
+                       int64_t groups, float32x4_t *scale, float32x4_t *zero) {
+    const int dtype = coterie_scale_dtype(matrix->scheme), numbers = coterie_numbers(matrix->scheme);
+    const int64_t size = coterie_number_bytes(matrix->scheme), stored = groups >> matrix->doubled;
+    const int64_t from = first >> matrix->doubled, most = GROUPS >> matrix->doubled;
+    const int64_t count = stored - from < most ? stored - from : most;
+    if (numbers == COTERIE_ZERO) {
+        *scale = some_numbers(dtype, count, 2, row + 2 * size * from);
+        *zero = some_numbers(dtype, count, 2, row + 2 * size * from + size);
+        *zero = vfmsq_n_f32(*zero, *scale, (float)zero_code);
+    } else {
+        float points[GROUPS] = {0};
+        *scale = some_numbers(dtype, count, 1, row + size * from);
+        for (int64_t i = 0; i < count; i++)
+            points[i] = numbers == COTERIE_SYM
+                            ? (float)zero_code
+                            : (float)(row[size * stored + (from + i) / 2] >> (from + i) % 2 * 4 & 15);
+        *zero = vnegq_f32(vmulq_f32(vld1q_f32(points), *scale));
+    }
+    if (!matrix->doubled) return;
+    *scale = vzip1q_f32(*scale, *scale);
+    *zero = vzip1q_f32(*zero, *zero);
+}
+
+/* R rows with M tokens; whether scales are the usual ones, bits, R, M and the token's group are known where this is
+ * inlined. */
+INLINE void tile_affine(const int usual, const int bits, const int R, const int M, const int group,
+                        const coterie_matrix *matrix, int64_t row, const void *const *prepared, float *out,
+                        int64_t stride) {
     const int blocks = group / BLOCK_AFFINE;
     const int64_t columns = matrix->columns, padded = padded_groups(columns), groups = columns / group;
     const int64_t upper = coterie_lower_bytes(bits, columns), bytes = upper + coterie_upper_bytes(bits, columns);
-    const uint8_t *codes = matrix->codes + row * bytes;
-    const uint16_t *scales = matrix->scales + row * groups * 2;
+    const int64_t apart = usual ? groups * 4 : coterie_scale_bytes(matrix);
+    const uint8_t *codes = matrix->codes + row * bytes, *scales = matrix->scales + row * apart;
     float32x4_t sums[MOST_ROWS][MOST_TOKENS];
     for (int r = 0; r < R; r++)
         for (int m = 0; m < M; m++) sums[r][m] = vdupq_n_f32(0);
@@ -97,9 +146,14 @@ INLINE void tile_affine(const int bits, const int R, const int M, const int grou
         const int present = groups - first < GROUPS ? (int)(groups - first) : GROUPS;
         float factors[MOST_ROWS][MOST_TOKENS][GROUPS];
         for (int r = 0; r < R; r++) {
-            const uint16x4x2_t pairs = scales_and_zeros(scales + (r * groups + first) * 2, present);
-            const float32x4_t scale = widened(pairs.val[0]);
-            const float32x4_t zero = vfmsq_n_f32(widened(pairs.val[1]), scale, COTERIE_ZERO_CODE(bits));
+            float32x4_t scale, zero;
+            if (usual) {
+                const uint16x4x2_t pairs = scales_and_zeros((const uint16_t *)(scales + r * apart + first * 4), present);
+                scale = widened(pairs.val[0]);
+                zero = vfmsq_n_f32(widened(pairs.val[1]), scale, COTERIE_ZERO_CODE(bits));
+            } else {
+                numbers_of(COTERIE_ZERO_CODE(bits), matrix, scales + r * apart, first, groups, &scale, &zero);
+            }
             for (int m = 0; m < M; m++) {
                 const float *of_token = token_scales(prepared[m], columns) + first;
                 vst1q_f32(factors[r][m], vmulq_f32(scale, vld1q_f32(of_token)));
@@ -131,19 +185,29 @@ INLINE void tile_affine(const int bits, const int R, const int M, const int grou
         for (int r = 0; r < R; r++) out[m * stride + r] = vaddvq_f32(sums[r][m]);
 }
 
-INLINE void tile_int8(const int R, const int M, const int group, const coterie_matrix *matrix, int64_t row,
-                      const void *const *prepared, float *out, int64_t stride) {
+INLINE void tile_int8(const int usual, const int R, const int M, const int group, const coterie_matrix *matrix,
+                      int64_t row, const void *const *prepared, float *out, int64_t stride) {
     const int blocks = group / BLOCK_INT8;
     const int64_t columns = matrix->columns, padded = padded_groups(columns), groups = columns / group;
+    const int64_t apart = usual ? groups * 2 : coterie_scale_bytes(matrix);
+    const int with_zeros = !usual && coterie_numbers(matrix->scheme) == COTERIE_ZERO;
     const int8_t *codes = (const int8_t *)matrix->codes + row * columns;
-    const uint16_t *scales = matrix->scales + row * groups;
+    const uint8_t *scales = matrix->scales + row * apart;
     float32x4_t sums[MOST_ROWS][MOST_TOKENS];
+    float steps[MOST_ROWS][GROUPS];
     for (int r = 0; r < R; r++)
         for (int m = 0; m < M; m++) sums[r][m] = vdupq_n_f32(0);
     for (int64_t g = 0; g < groups; g++) {
         whole_int8 parts[MOST_ROWS][MOST_TOKENS];
+        for (int r = 0; !usual && g % GROUPS == 0 && r < R; r++) {
+            float32x4_t step, zero;
+            numbers_of(0, matrix, scales + r * apart, g, groups, &step, &zero);
+            vst1q_f32(steps[r], step);
+            for (int m = 0; with_zeros && m < M; m++)
+                sums[r][m] = vfmaq_f32(sums[r][m], zero, vld1q_f32(token_scales(prepared[m], columns) + padded + g));
+        }
         for (int m = 0; m < M; m++) {
-            const int32_t *starts = (const int32_t *)(token_scales(prepared[m], columns) + padded);
+            const int32_t *starts = (const int32_t *)(token_scales(prepared[m], columns) + 2 * padded);
             for (int r = 0; r < R; r++) parts[r][m] = begin_int8(starts[g]);
         }
         for (int b = 0; b < blocks; b++)
@@ -157,7 +221,8 @@ INLINE void tile_int8(const int R, const int M, const int group, const coterie_m
             }
         for (int r = 0; r < R; r++)
             for (int m = 0; m < M; m++) {
-                float scale = coterie_from_bf16(scales[r * groups + g]) * token_scales(prepared[m], columns)[g];
+                const float step = usual ? coterie_number_at(COTERIE_BFLOAT16, scales + r * apart, g) : steps[r][g % GROUPS];
+                float scale = step * token_scales(prepared[m], columns)[g];
                 sums[r][m] = vfmaq_n_f32(sums[r][m], vcvtq_f32_s32(sum_int8(parts[r][m])), scale);
             }
     }
@@ -176,10 +241,10 @@ static void prepare_plain(const uint16_t *token, int64_t columns, int64_t group,
     for (int64_t i = 0; i < columns; i++) values[i] = coterie_from_bf16(token[i]);
 }
 
-INLINE void tile_bf16(const int R, const int M, const int group, const coterie_matrix *matrix, int64_t row,
+INLINE void tile_bf16(const int usual, const int R, const int M, const int group, const coterie_matrix *matrix, int64_t row,
                       const void *const *prepared, float *out, int64_t stride) {
     const int64_t columns = matrix->columns;
-    (void)group;
+    (void)group, (void)usual;
     float32x4_t sums[MOST_ROWS][MOST_TOKENS];
     for (int r = 0; r < R; r++)
         for (int m = 0; m < M; m++) sums[r][m] = vdupq_n_f32(0);
@@ -200,7 +265,7 @@ INLINE void tile_bf16(const int R, const int M, const int group, const coterie_m
 }
 
 /* As many rows and tokens at a time as the registers hold. */
-#define ROWS_IN(name, group, tile, ...)                                                                                \
+#define ROWS_IN(name, group, tile, usual, ...)                                                                          \
     TARGET static void name(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared,     \
                             int tokens, float *out, int64_t stride) {                                                  \
         int64_t row = begin;                                                                                           \
@@ -208,32 +273,42 @@ INLINE void tile_bf16(const int R, const int M, const int group, const coterie_m
             float *to = out + row - begin;                                                                             \
             int t = 0;                                                                                                 \
             for (; t + 2 <= tokens; t += 2) {                                                                          \
-                tile(__VA_ARGS__ 2, 2, group, matrix, row, prepared + t, to + t * stride, stride);                     \
-                tile(__VA_ARGS__ 2, 2, group, matrix, row + 2, prepared + t, to + t * stride + 2, stride);             \
+                tile(usual, ##__VA_ARGS__, 2, 2, group, matrix, row, prepared + t, to + t * stride, stride);                     \
+                tile(usual, ##__VA_ARGS__, 2, 2, group, matrix, row + 2, prepared + t, to + t * stride + 2, stride);             \
             }                                                                                                          \
-            if (t < tokens) tile(__VA_ARGS__ 4, 1, group, matrix, row, prepared + t, to + t * stride, stride);         \
+            if (t < tokens) tile(usual, ##__VA_ARGS__, 4, 1, group, matrix, row, prepared + t, to + t * stride, stride);         \
         }                                                                                                              \
         for (; row < end; row++)                                                                                       \
             for (int t = 0; t < tokens; t++)                                                                           \
-                tile(__VA_ARGS__ 1, 1, group, matrix, row, prepared + t, out + t * stride + row - begin, stride);      \
+                tile(usual, ##__VA_ARGS__, 1, 1, group, matrix, row, prepared + t, out + t * stride + row - begin, stride);      \
     }
 
-#define ROWS(name, tile, ...)                                                                                          \
-    ROWS_IN(narrow_##name, 32, tile, __VA_ARGS__)                                                                      \
-    ROWS_IN(wide_##name, 64, tile, __VA_ARGS__)                                                                        \
+/* For both groups of a token. */
+#define ROWS_OF(name, tile, usual, ...)                                                                                \
+    ROWS_IN(narrow_##name, 32, tile, usual, ##__VA_ARGS__)                                                             \
+    ROWS_IN(wide_##name, 64, tile, usual, ##__VA_ARGS__)                                                               \
     static void rows_##name(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared,     \
                             int tokens, float *out, int64_t stride) {                                                  \
         (matrix->group == 32 ? narrow_##name : wide_##name)(matrix, begin, end, prepared, tokens, out, stride);        \
     }
-#define BITS(bits) bits,
 
-ROWS(int2, tile_affine, BITS(2))
-ROWS(int3, tile_affine, BITS(3))
-ROWS(int4, tile_affine, BITS(4))
-ROWS(int5, tile_affine, BITS(5))
-ROWS(int6, tile_affine, BITS(6))
+/* The usual scales, and all others. */
+#define ROWS(name, tile, ...)                                                                                          \
+    ROWS_OF(usual_##name, tile, 1, ##__VA_ARGS__)                                                                      \
+    ROWS_OF(other_##name, tile, 0, ##__VA_ARGS__)                                                                      \
+    static void rows_##name(const coterie_matrix *matrix, int64_t begin, int64_t end, const void *const *prepared,     \
+                            int tokens, float *out, int64_t stride) {                                                  \
+        (coterie_is_usual(matrix) ? rows_usual_##name : rows_other_##name)(matrix, begin, end, prepared, tokens, out,  \
+                                                                           stride);                                    \
+    }
+
+ROWS(int2, tile_affine, 2)
+ROWS(int3, tile_affine, 3)
+ROWS(int4, tile_affine, 4)
+ROWS(int5, tile_affine, 5)
+ROWS(int6, tile_affine, 6)
 ROWS(int8, tile_int8)
-ROWS(bf16, tile_bf16)
+ROWS_OF(bf16, tile_bf16, 1)
 
 const coterie_kernel KERNELS[COTERIE_SCHEMES] = {
     [COTERIE_INT2] = {prepared_bytes, prepare_affine, rows_int2},
@@ -241,6 +316,6 @@ const coterie_kernel KERNELS[COTERIE_SCHEMES] = {
     [COTERIE_INT4] = {prepared_bytes, prepare_affine, rows_int4},
     [COTERIE_INT5] = {prepared_bytes, prepare_affine, rows_int5},
     [COTERIE_INT6] = {prepared_bytes, prepare_affine, rows_int6},
-    [COTERIE_INT8] = {prepared_bytes, prepare_int8, rows_int8},
+    [COTERIE_INT8] = {prepared_int8, prepare_int8, rows_int8},
     [COTERIE_BF16] = {prepared_plain, prepare_plain, rows_bf16},
 };

@@ -6,7 +6,7 @@
 #endif
 
 #include "coterie.h"
-#include "groups.h"
+#include "numbers.h"
 #include "planes.h"
 
 #define INT8_LARGEST 127
@@ -81,9 +81,10 @@ typedef struct {
 
 typedef struct {
     int lanes;
-    uint32_t (*affine)(const source *w, int64_t row, int count, const affine_codes *range, uint8_t *codes,
+    /* Groups of so many columns. */
+    uint32_t (*affine)(const source *w, int64_t row, int count, const affine_codes *range, int size, uint8_t *codes,
                        uint16_t *scales);
-    uint32_t (*int8)(const source *w, int64_t row, int count, uint8_t *codes, uint16_t *scales);
+    uint32_t (*int8)(const source *w, int64_t row, int count, int size, uint8_t *codes, uint16_t *scales);
 } kernel;
 
 static kernel kernel_of(int level) {
@@ -98,7 +99,7 @@ static kernel kernel_of(int level) {
 typedef struct {
     source weights;
     kernel kernel;
-    int scheme;
+    int scheme, size;
     affine_codes range;
     uint8_t *codes;
     uint16_t *scales;
@@ -115,8 +116,8 @@ static void part_of_quantisation(void *context, int thread, int threads) {
         uint8_t *codes = call->codes + row * call->code_stride;
         uint16_t *scales = call->scales + row * call->scale_stride;
         uint32_t wrong = coterie_is_affine(call->scheme)
-                             ? call->kernel.affine(&call->weights, row, count, &call->range, codes, scales)
-                             : call->kernel.int8(&call->weights, row, count, codes, scales);
+                             ? call->kernel.affine(&call->weights, row, count, &call->range, call->size, codes, scales)
+                             : call->kernel.int8(&call->weights, row, count, call->size, codes, scales);
         if (!wrong) continue;
         /* The lowest of all threads. */
         int64_t found = row + __builtin_ctz(wrong), known = __atomic_load_n(&call->first_wrong, __ATOMIC_RELAXED);
@@ -135,10 +136,11 @@ COTERIE_API int64_t coterie_quantise(int scheme, int level, int threads, const v
     quantisation call = {.weights = {values, is_bf16, rows, columns, row_stride, column_stride},
                          .kernel = kernel_of(level),
                          .scheme = scheme,
+                         .size = (int)coterie_group_size(scheme, columns),
                          .codes = codes,
                          .scales = scales,
                          .code_stride = coterie_row_bytes(scheme, columns),
-                         .scale_stride = coterie_row_scales(scheme, columns),
+                         .scale_stride = coterie_row_scales(scheme, columns) / 2,
                          .first_wrong = rows};
     if (coterie_is_affine(scheme)) call.range = codes_of_bits(coterie_code_bits(scheme));
     coterie_parallel(part_of_quantisation, &call, threads);

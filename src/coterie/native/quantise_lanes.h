@@ -153,7 +153,7 @@ INLINE uint32_t NAME(load)(F *x, const source *w, int64_t row, int count, int64_
 INLINE void NAME(store_affine)(const NAME(search) *s, const affine_codes *range, int count, int64_t first, int size,
                                int64_t columns, uint8_t *codes) {
     int32_t bytes[(COTERIE_GROUP / 2) * LANES] __attribute__((aligned(64)));
-    const int64_t filled = coterie_filled(range->bits - 2 + COTERIE_INT2, columns), stride = filled * range->bits / 8;
+    const int64_t filled = coterie_filled(COTERIE_INT2 + range->bits - 2, columns), stride = filled * range->bits / 8;
     const int held = first + size == columns ? (int)(filled - first) : size;
     I stored[COTERIE_GROUP];
     for (int c = 0; c < held; c++)
@@ -214,14 +214,15 @@ INLINE uint32_t NAME(one_int8)(
 
 /* Up to LANES rows; returns the bits of rows that cannot be stored. The usual sizes are constants for the compiler. */
 static TARGET uint32_t NAME(rows_affine)(
-    const source *w, int64_t row, int count, const affine_codes *range, uint8_t *codes, uint16_t *scales
+    const source *w, int64_t row, int count, const affine_codes *range, int size, uint8_t *codes, uint16_t *scales
 ) {
-    int size = (int)coterie_group_size(w->columns);
     int64_t groups = (w->columns + size - 1) / size;
     uint32_t wrong = 0;
     for (int64_t first = 0; first < w->columns; first += size, scales += 2) {
         if (first + size > w->columns)
             wrong |= NAME(one_affine)(w, row, count, range, first, (int)(w->columns - first), codes, scales, groups);
+        else if (size == 128)
+            wrong |= NAME(one_affine)(w, row, count, range, first, 128, codes, scales, groups);
         else if (size == 64)
             wrong |= NAME(one_affine)(w, row, count, range, first, 64, codes, scales, groups);
         else
@@ -231,14 +232,15 @@ static TARGET uint32_t NAME(rows_affine)(
 }
 
 static TARGET uint32_t NAME(rows_int8)(
-    const source *w, int64_t row, int count, uint8_t *codes, uint16_t *scales
+    const source *w, int64_t row, int count, int size, uint8_t *codes, uint16_t *scales
 ) {
-    int size = (int)coterie_group_size(w->columns);
     int64_t groups = (w->columns + size - 1) / size;
     uint32_t wrong = 0;
     for (int64_t first = 0; first < w->columns; first += size, scales++) {
         if (first + size > w->columns)
             wrong |= NAME(one_int8)(w, row, count, first, (int)(w->columns - first), codes + first, scales, groups);
+        else if (size == 128)
+            wrong |= NAME(one_int8)(w, row, count, first, 128, codes + first, scales, groups);
         else if (size == 64)
             wrong |= NAME(one_int8)(w, row, count, first, 64, codes + first, scales, groups);
         else

@@ -57,8 +57,6 @@ static void compute(const token_bank *bank, const layer_call *call, grouping *of
                          .activation = bank->activation,
                          .width = bank->width,
                          .inner = bank->inner,
-                         .width_group = bank->width_group,
-                         .inner_group = bank->inner_group,
                          .used = of->used,
                          .choices = count,
                          .experts = of->experts,

@@ -9,7 +9,7 @@
 typedef struct {
     int64_t level, activation;
     /* D and F. */
-    int64_t width, inner, width_group, inner_group;
+    int64_t width, inner;
     /* E, and where they are. */
     int64_t experts;
     coterie_address *addresses;

@@ -11,11 +11,10 @@ import torch
 from coterie.errors import UsageError
 from coterie.native.addresses import Addresses
 from coterie.native.experts import ACTIVATIONS, ExpertsKernel
-from coterie.native.matmul import group_of
 from coterie.native.token_state import TokenState
 
 Places = tuple[int, int, int, int, int, int]
-"""For gate_up and for down: the scheme, an index into ``EXPERT_SCHEMES``, and the bytes from a record's start to codes
+"""For gate_up and for down: the scheme's number in ``SCHEME_CODES``, and the bytes from a record's start to codes
 and scales."""
 
 _long, _pointer = ctypes.c_int64, ctypes.c_void_p
@@ -49,8 +48,7 @@ class TokenExperts:
         self._places = (_long * (6 * len(places)))(*chain.from_iterable(places))
         self._bank = _Bank(
             level=library.level, activation=ACTIVATIONS.index(kernel.activation),
-            width=kernel.width, inner=kernel.inner, width_group=group_of(kernel.width),
-            inner_group=group_of(kernel.inner), experts=kernel.num_experts, addresses=addresses.address,
+            width=kernel.width, inner=kernel.inner, experts=kernel.num_experts, addresses=addresses.address,
             records=ctypes.addressof(self._places),
         )  # fmt: skip
         self._address = ctypes.addressof(self._bank)
@@ -81,7 +79,7 @@ class _Bank(ctypes.Structure):
 
     _fields_ = (
         *((name, _long) for name in ("level", "activation")),
-        *((name, _long) for name in ("width", "inner", "width_group", "inner_group", "experts")),
+        *((name, _long) for name in ("width", "inner", "experts")),
         ("addresses", _pointer),
         ("records", _pointer),
     )

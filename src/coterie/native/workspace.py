@@ -11,7 +11,7 @@ import torch
 from coterie.native.library import Library
 
 Located = tuple[int, int, int, int, int, int, int]
-"""An expert's id, and for gate_up and for down the scheme, an index into ``EXPERT_SCHEMES``, and the addresses of codes
+"""An expert's id, and for gate_up and for down the scheme's number in ``SCHEME_CODES``, and the addresses of codes
 and scales."""
 
 KEPT_BYTES = 4 << 20
@@ -47,7 +47,7 @@ class ExpertsCall(ctypes.Structure):
 
     _fields_ = (
         *((name, _long) for name in ("level", "threads", "activation")),
-        *((name, _long) for name in ("width", "inner", "width_group", "inner_group", "used", "choices")),
+        *((name, _long) for name in ("width", "inner", "used", "choices")),
         *((name, _pointer) for name in ("experts", "offsets", "row_token", "row_weight", "token_rows", "done")),
         ("computed", _long),
         ("count", _long),

@@ -5,11 +5,12 @@ from coterie.quant.fp8 import dequantise_fp8
 from coterie.quant.linears import ALIGNMENT, linear_names, stored_linear
 from coterie.quant.matrices import StoredMatrix
 from coterie.quant.mxfp4 import dequantise_mxfp4
-from coterie.quant.registry import SCHEMES, lossy_scheme
+from coterie.quant.registry import GROUPED_SCHEMES, SCHEMES, lossy_scheme
 from coterie.quant.scheme import Scheme
 
 __all__ = [
     "ALIGNMENT",
+    "GROUPED_SCHEMES",
     "SCHEMES",
     "Scheme",
     "StoredMatrix",

@@ -1,8 +1,9 @@
-"""Schemes ``int2`` to ``int6``: codes of so many bits, with a bfloat16 scale and zero for each group of a row.
+"""Schemes of 2 to 6 bits: codes in planes, with a scale for each group of a row, and a zero or a zero point.
 
-Codes are stored plus half their range, so that they are from 0 on, in the planes of :mod:`coterie.quant.planes`.
-``weight = (stored - 2**(bits - 1)) * scale + zero`` in float32, rounded to the model's dtype. Everything of a row lies
-together, whatever the instruction set that computes with it.
+Codes are stored plus half their range, so that they are from 0 on, in the planes of :mod:`coterie.quant.planes`. With
+zeros, ``weight = (stored - 2**(bits - 1)) * scale + zero`` in float32, rounded to the model's dtype; with zero points,
+``(stored - point) * scale``; with neither, ``(stored - 2**(bits - 1)) * scale``. Everything of a row lies together,
+whatever the instruction set that computes with it.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import torch
 
 from coterie.quant.affine import code_range, quantise_groups
 from coterie.quant.codes import Codes, Grid
+from coterie.quant.grouped import GroupedScheme
 from coterie.quant.grouping import whole_and_rest
 from coterie.quant.planes import pack, unpack
 from coterie.quant.rows import row_blocks
-from coterie.quant.scheme import Parts, Scheme
-from coterie.spec.encodings import SchemeFormat, group_count, group_size
+from coterie.quant.scheme import Parts
+from coterie.spec.encodings import SchemeFormat
 
 
-class AffineScheme(Scheme):
-    """Half a bit more per weight than its codes have, in groups of 64.
+class AffineScheme(GroupedScheme):
+    """Codes of a few bits.
 
     Args:
         form: Its format.
@@ -28,7 +30,8 @@ class AffineScheme(Scheme):
     def __init__(self, form: SchemeFormat) -> None:
         self.form = form
         lowest, highest = code_range(form.code_bits)
-        self.grid = Grid(lowest=lowest, highest=highest, has_zeros=True)
+        # Codes are chosen by calibration where scales and zeros are: in what weights are quantised to.
+        self.grid = Grid(lowest=lowest, highest=highest, has_zeros=True) if form.made_here else None
 
     @property
     def zero_code(self) -> int:
@@ -47,11 +50,11 @@ class AffineScheme(Scheme):
         rows, columns = weights.shape
         (_, shape), _ = self.form.parts(rows, columns)
         packed = torch.empty(shape, dtype=torch.uint8)
-        scales = torch.empty(rows, group_count(columns), 2, dtype=torch.bfloat16)
+        scales = torch.empty(rows, self.form.group_count(columns), 2, dtype=torch.bfloat16)
         for block in row_blocks(rows, columns):
             x = weights[block].float()
             codes = torch.empty(x.shape, dtype=torch.uint8)
-            for first, end, group, size in whole_and_rest(columns):
+            for first, end, group, size in whole_and_rest(columns, self.form):
                 grouped = x[:, first:end].reshape(len(x), -1, size)
                 found = quantise_groups(grouped.permute(2, 1, 0).reshape(size, -1), self.form.code_bits)
                 shape = (size, grouped.shape[1], len(x))
@@ -62,26 +65,28 @@ class AffineScheme(Scheme):
             packed[block] = self.pack(codes)
         return packed, scales
 
-    def _dequantise(self, parts: Parts, columns: int, dtype: torch.dtype) -> torch.Tensor:
-        packed, scales = parts
-        rows = len(packed)
-        weights = torch.empty(rows, columns, dtype=dtype)
-        size = group_size(columns)
-        for block in row_blocks(rows, columns):
-            codes = self.unpack(packed[block], columns).float() - self.zero_code
-            pairs = scales[block].float().repeat_interleave(size, dim=1)[:, :columns]
-            weights[block] = (codes * pairs[..., 0] + pairs[..., 1]).to(dtype)
-        return weights
+    def codes_of(self, codes: torch.Tensor, columns: int) -> tuple[torch.Tensor, int]:
+        """See :meth:`GroupedScheme.codes_of`."""
+        return self.unpack(codes, columns), self.zero_code
+
+    def packed_codes(self, codes_NK: torch.Tensor) -> torch.Tensor:
+        """See :meth:`GroupedScheme.packed_codes`."""
+        return self.pack(codes_NK)
 
     def unpacked(self, parts: Parts, columns: int) -> Codes:
         """See :meth:`Scheme.unpacked`."""
+        if self.grid is None:
+            raise self.no_grid()
         packed, scales = parts
         scales_GN, zeros_GN = scales.float().permute(2, 1, 0).contiguous()
         codes_KN = (self.unpack(packed, columns).float() - self.zero_code).t().contiguous()
-        return Codes(codes_KN=codes_KN, scales_GN=scales_GN, zeros_GN=zeros_GN)
+        size = self.form.group_size(columns)
+        return Codes(codes_KN=codes_KN, scales_GN=scales_GN, zeros_GN=zeros_GN, group=size)
 
     def packed(self, codes: Codes) -> Parts:
         """See :meth:`Scheme.packed`."""
+        if self.grid is None:
+            raise self.no_grid()
         stored = (codes.codes_KN + self.zero_code).to(torch.uint8).t()
         pairs = torch.stack([codes.scales_GN.t(), codes.zeros_GN.t()], dim=-1)
         return self.pack(stored).contiguous(), pairs.bfloat16().contiguous()

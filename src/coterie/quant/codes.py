@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from coterie.spec.encodings import group_size
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
@@ -34,18 +32,18 @@ class Codes:
         codes_KN: float32, whole numbers.
         scales_GN: float32, each exactly a bfloat16 number.
         zeros_GN: Likewise; 0 where the scheme has none.
+        group: How many columns share a scale; the last ones may be fewer.
     """
 
     codes_KN: torch.Tensor
     scales_GN: torch.Tensor
     zeros_GN: torch.Tensor
+    group: int
 
     def weights_KN(self) -> torch.Tensor:
         """The matrix that they stand for, float32, transposed."""
-        columns = len(self.codes_KN)
-        return self.codes_KN * spread(self.scales_GN, columns) + spread(self.zeros_GN, columns)
+        return self.codes_KN * self.spread(self.scales_GN) + self.spread(self.zeros_GN)
 
-
-def spread(of_groups_GN: torch.Tensor, columns: int) -> torch.Tensor:
-    """What groups have as what each of their ``columns`` has, [K, N]."""
-    return of_groups_GN.repeat_interleave(group_size(columns), dim=0)[:columns]
+    def spread(self, of_groups_GN: torch.Tensor) -> torch.Tensor:
+        """What groups have as what each of their columns has, [K, N]."""
+        return of_groups_GN.repeat_interleave(self.group, dim=0)[: len(self.codes_KN)]

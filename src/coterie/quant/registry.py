@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from coterie.errors import UsageError
 from coterie.quant.affine_scheme import AffineScheme
+from coterie.quant.grouped import GroupedScheme
 from coterie.quant.int8 import Int8
 from coterie.quant.scheme import Scheme
-from coterie.spec import SCHEME_NAMES
-from coterie.spec.encodings import AFFINE_SCHEMES, NATIVE, SCHEME_FORMATS
+from coterie.spec.encodings import NATIVE, SCHEME_FORMATS
+from coterie.spec.scheme_names import check_scheme
 
-_AFFINE = (AffineScheme(SCHEME_FORMATS[name]) for name in AFFINE_SCHEMES)
+GROUPED_SCHEMES: dict[str, GroupedScheme] = {
+    name: Int8(form) if form.code_bits == 8 else AffineScheme(form) for name, form in SCHEME_FORMATS.items()
+}
+"""Those of codes and of numbers for each group of a row."""
 
-SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in (*_AFFINE, Int8())}
+SCHEMES: dict[str, Scheme] = {**GROUPED_SCHEMES}
 """The lossy schemes; each name of :data:`coterie.spec.encodings.SCHEME_FORMATS` has one."""
 
 
@@ -24,5 +27,5 @@ def lossy_scheme(name: str) -> Scheme | None:
     if name == NATIVE:
         return None
     if name not in SCHEMES:
-        raise UsageError.unknown("scheme", name, SCHEME_NAMES)
+        check_scheme(name)
     return SCHEMES[name]

@@ -11,6 +11,7 @@ from coterie.errors import QuantisationError, UnsupportedError
 from coterie.quant.codes import Codes, Grid
 from coterie.quant.rows import row_blocks
 from coterie.spec.encodings import SchemeFormat
+from coterie.spec.scheme_names import check_made_here
 
 Parts = tuple[torch.Tensor, torch.Tensor]
 """Codes and scales."""
@@ -41,13 +42,15 @@ class Scheme(ABC):
 
         Raises:
             QuantisationError: If a weight is infinite or not a number, or too large for a scale in bfloat16.
+            UsageError: If nothing is quantised to this scheme.
         """
+        check_made_here(self.name)
         if weights.dim() != 2 or not weights.is_floating_point():
             raise QuantisationError(
                 f"Only a matrix of floating numbers can be quantised, not {weights.dtype} {list(weights.shape)}.",
                 shape=tuple(weights.shape),
             )
-        library = native.library() if self.name in native.SCHEMES else None
+        library = native.library() if native.knows(self.name) else None
         if library is not None and weights.is_cpu and weights.dtype in native.QUANTISED_FROM and weights.numel():
             codes, scales = (
                 torch.empty(shape, dtype=native.PART_DTYPES[dtype]) for dtype, shape in self.form.parts(*weights.shape)
@@ -77,8 +80,8 @@ class Scheme(ABC):
 
     def dequantise(self, parts: Parts, columns: int, dtype: torch.dtype) -> torch.Tensor:
         """The matrix [rows, ``columns``] that the parts stand for, computed in float32 and rounded to ``dtype``."""
-        library = native.library() if self.name in native.SCHEMES else None
-        if library is None or dtype not in native.DEQUANTISED_TO or not self._is_plain(parts, columns):
+        library = native.library() if native.knows(self.name) else None
+        if library is None or dtype not in native.DEQUANTISED_TO or not self.is_plain(parts, columns):
             return self._dequantise(parts, columns, dtype)
         codes, scales = parts
         weights = torch.empty(len(codes), columns, dtype=dtype)
@@ -95,7 +98,7 @@ class Scheme(ABC):
         Raises:
             UnsupportedError: If the scheme has no :attr:`grid`.
         """
-        raise self._no_grid()
+        raise self.no_grid()
 
     def packed(self, codes: Codes) -> Parts:
         """The tensors that :attr:`form` describes, of codes that :attr:`grid` has.
@@ -103,14 +106,15 @@ class Scheme(ABC):
         Raises:
             UnsupportedError: If the scheme has no :attr:`grid`.
         """
-        raise self._no_grid()
+        raise self.no_grid()
 
-    def _no_grid(self) -> UnsupportedError:
+    def no_grid(self) -> UnsupportedError:
+        """That codes cannot be chosen by calibration."""
         return UnsupportedError(
             f"Codes of {self.name} cannot be chosen by calibration.", advice="Quantise without it.", scheme=self.name
         )
 
-    def _is_plain(self, parts: Parts, columns: int) -> bool:
+    def is_plain(self, parts: Parts, columns: int) -> bool:
         """Whether the parts are just as :attr:`form` says, in memory."""
         wanted = self.form.parts(len(parts[0]), columns)
         return all(

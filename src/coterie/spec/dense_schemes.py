@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from coterie.errors import UsageError
 from coterie.spec.dense_parts import DENSE_PARTS, SCHEMED_PARTS
-from coterie.spec.encodings import NATIVE, SCHEME_NAMES
+from coterie.spec.encodings import NATIVE
+from coterie.spec.scheme_names import check_scheme
 
 REST = "rest"
 """Stands for the parts that are not named."""
@@ -161,8 +162,7 @@ def _clauses(given: str | Mapping[str, str]) -> Iterable[tuple[str, str]]:
 
 
 def _known(scheme: str) -> str:
-    if scheme not in SCHEME_NAMES:
-        raise UsageError.unknown("scheme", scheme, SCHEME_NAMES)
+    check_scheme(scheme)
     return scheme
 
 

@@ -7,10 +7,13 @@ along is :data:`CHECKPOINT_ENCODINGS`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import prod
+from typing import Literal, get_args
 
+from coterie.errors import UsageError
 from coterie.spec.layout import DTYPE_BYTES
 
 Shape = tuple[int, ...]
@@ -21,23 +24,40 @@ NATIVE = "native"
 """The scheme that keeps the checkpoint's own dtype and bits."""
 
 GROUP = 64
-"""Weights along the input that share a scale."""
+"""Weights along the input that share a scale, where a scheme's name says nothing else."""
 
-_SMALLER_GROUP = 32
+GROUPS = (32, GROUP, 128)
+"""How many weights may share a scale."""
+
+Numbers = Literal["sym", "zero", "zp"]
+NUMBERS: tuple[Numbers, ...] = get_args(Numbers)
+"""What is stored for a group beside the codes: ``sym``, a scale alone; ``zero``, a scale and a zero, both floating
+numbers; ``zp``, a scale and a zero point, a whole number among the codes."""
+
+SCALE_DTYPES = ("BF16", "F16", "F32")
+"""safetensors' names of the dtypes that scales and zeros may have."""
 
 
-def group_size(columns: int) -> int:
+def group_size(columns: int, group: int = GROUP) -> int:
     """How many neighbouring weights of a row of ``columns`` form a group.
 
-    64 if that divides the row, else 32 if that does (128 divides no row that 64 does not), else 64 with a shorter group
-    at the end. A pure function of the row's length, so that a record need not say it.
+    As many as the scheme says, if that divides the row. Else the largest of 64 and 32 below that which does, and if
+    neither does, as many as the scheme says, with a shorter group at the end. A pure function of the scheme and the
+    row's length, so that a record need not say it.
+
+    Args:
+        columns: Weights of a row.
+        group: What the scheme says, one of :data:`GROUPS`.
     """
-    return _SMALLER_GROUP if columns % GROUP and columns % _SMALLER_GROUP == 0 else GROUP
+    if columns % group == 0:
+        return group
+    smaller = [size for size in GROUPS if size < group and columns % size == 0]
+    return max(smaller, default=group)
 
 
-def group_count(columns: int) -> int:
+def group_count(columns: int, group: int = GROUP) -> int:
     """Groups of a row, a shorter one at the end included."""
-    return -(-columns // group_size(columns))
+    return -(-columns // group_size(columns, group))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,19 +95,24 @@ class Encoding(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemeFormat(Encoding):
-    """A lossy scheme of ours: codes of whole rows, and a bfloat16 number or a few for each group of a row.
+    """A scheme of ours: codes of whole rows, and a number or two for each group of a row.
 
     Attributes:
         code_dtype: safetensors' name of the codes' dtype.
-        numbers_per_group: Shape of what is stored for a group: ``()`` for a scale, ``(2,)`` for a scale and a zero.
         filled_to: A row of codes is filled with zeros to a multiple of so many weights.
-        groups: How many groups a row of so many weights has.
+        group: Weights that share a scale, one of :data:`GROUPS`; None for all of a row.
+        numbers: What is stored for a group.
+        scale_dtype: safetensors' name of the dtype of scales and zeros.
+        made_here: Whether weights can be quantised to it. What else there is, quantised checkpoints have, and it is
+            kept as it is.
     """
 
     code_dtype: str
-    numbers_per_group: Shape
     filled_to: int = 1
-    groups: Callable[[int], int] = group_count
+    group: int | None = GROUP
+    numbers: Numbers = "sym"
+    scale_dtype: str = "BF16"
+    made_here: bool = True
 
     @property
     def ends(self) -> tuple[tuple[str, str], ...]:
@@ -96,16 +121,27 @@ class SchemeFormat(Encoding):
 
     @property
     def bits(self) -> float:
-        """Bits per weight in rows of whole groups of 64."""
-        return 8 * self.nbytes(1, GROUP) / GROUP
+        """Bits per weight in long rows of whole groups."""
+        return 8 * self.nbytes(1, _LONG_ROW) / _LONG_ROW
+
+    def group_size(self, columns: int) -> int:
+        """How many neighbouring weights of a row of ``columns`` share a scale."""
+        return columns if self.group is None else group_size(columns, self.group)
+
+    def group_count(self, columns: int) -> int:
+        """Groups of a row, a shorter one at the end included."""
+        return -(-columns // self.group_size(columns))
 
     def parts(self, rows: int, columns: int) -> tuple[Facts, Facts]:
         """Dtype and shape of the codes and of the scales of a matrix; rows are outputs, groups run along a row."""
         filled = -(-columns // self.filled_to) * self.filled_to
-        return (
-            (self.code_dtype, (rows, filled * self.code_bits // 8)),
-            ("BF16", (rows, self.groups(columns), *self.numbers_per_group)),
-        )
+        groups = self.group_count(columns)
+        scales: Facts = (self.scale_dtype, (rows, groups))
+        if self.numbers == "zero":
+            scales = (self.scale_dtype, (rows, groups, 2))
+        elif self.numbers == "zp":
+            scales = ("U8", (rows, groups * DTYPE_BYTES[self.scale_dtype] + points_nbytes(groups)))
+        return (self.code_dtype, (rows, filled * self.code_bits // 8)), scales
 
     def nbytes(self, rows: int, columns: int) -> int:
         """Bytes of a matrix of this shape, scales included."""
@@ -178,31 +214,116 @@ class Mxfp4(Encoding):
         )
 
 
-def _affine(bits: int, filled_to: int) -> SchemeFormat:
-    return SchemeFormat(name=f"int{bits}", code_bits=bits, code_dtype="U8", numbers_per_group=(2,), filled_to=filled_to)
+def points_nbytes(groups: int) -> int:
+    """Bytes of the zero points of a row of so many groups: 4 bits each, filled to a whole number of 2 bytes."""
+    return 2 * -(-groups // 4)
+
+
+_LONG_ROW = 4 * max(GROUPS)
+"""Columns of a row in which no scheme fills anything up."""
+
+_DEFAULT_NUMBERS: dict[int, Numbers] = {2: "zero", 3: "zero", 4: "zero", 5: "zero", 6: "zero", 8: "sym"}
+"""By the bits of a code: what a name means that says nothing of it."""
+
+
+def _name(bits: int, group: int, numbers: Numbers, scale_dtype: str) -> str:
+    """``int4``, ``int4-g128``, ``int4-g32-sym-f16``: what is usual is left out."""
+    parts = [f"int{bits}"]
+    parts += [f"g{group}"] if group != GROUP else []
+    parts += [numbers] if numbers != _DEFAULT_NUMBERS[bits] else []
+    parts += [scale_dtype.lower()] if scale_dtype != "BF16" else []
+    return "-".join(parts)
+
+
+def _format(
+    bits: int, group: int = GROUP, numbers: Numbers | None = None, scale_dtype: str = "BF16", *, made_here: bool = True
+) -> SchemeFormat:
+    numbers = numbers or _DEFAULT_NUMBERS[bits]
+    return SchemeFormat(
+        name=_name(bits, group, numbers, scale_dtype),
+        code_bits=bits,
+        code_dtype="I8" if bits == 8 else "U8",
+        filled_to={4: 2, 8: 1}.get(bits, 16),
+        group=group,
+        numbers=numbers,
+        scale_dtype=scale_dtype,
+        made_here=made_here,
+    )
 
 
 _SCHEMES = (
-    _affine(2, 16),
-    _affine(3, 16),
-    _affine(4, 2),
-    _affine(5, 16),
-    _affine(6, 16),
-    SchemeFormat(name="int8", code_bits=8, code_dtype="I8", numbers_per_group=()),
+    _format(2),
+    _format(3),
+    _format(4),
+    _format(5),
+    _format(6),
+    _format(8),
 )
-SCHEME_FORMATS = {scheme.name: scheme for scheme in _SCHEMES}
-"""The lossy schemes."""
+_OTHER_GROUPS = tuple(_format(bits, group) for bits, group in product(_DEFAULT_NUMBERS, GROUPS) if group != GROUP)
+_OF_CHECKPOINTS = tuple(
+    _format(bits, group, numbers, dtype, made_here=False)
+    for bits, of_bits in ((4, NUMBERS), (8, ("sym", "zero")))
+    for group, numbers, dtype in product(GROUPS, of_bits, SCALE_DTYPES)
+    if (numbers, dtype) != (_DEFAULT_NUMBERS[bits], "BF16")
+)
+SCHEME_FORMATS = {scheme.name: scheme for scheme in (*_SCHEMES, *_OTHER_GROUPS, *_OF_CHECKPOINTS)}
+"""The schemes that records and dense files may be in, by name."""
 
-AFFINE_SCHEMES = tuple(scheme.name for scheme in _SCHEMES if scheme.numbers_per_group)
-"""Those with a scale and a zero for each group, fewest bits first: ``weight = code * scale + zero``."""
+SCHEMES_MADE_HERE = tuple(name for name, scheme in SCHEME_FORMATS.items() if scheme.made_here)
+"""Those that weights can be quantised to."""
+
+USUAL_SCHEMES = tuple(scheme.name for scheme in _SCHEMES)
+"""Those in groups of 64: what is chosen from where nobody names a scheme, fewest bits first."""
+
+AFFINE_SCHEMES = tuple(scheme.name for scheme in _SCHEMES if scheme.numbers == "zero")
+"""Those with groups of 64, and a scale and a zero for each, fewest bits first: ``weight = code * scale + zero``."""
+
+
+def scheme_name(bits: int, group: int = GROUP, numbers: Numbers | None = None, scale_dtype: str = "BF16") -> str:
+    """The name of a scheme.
+
+    Args:
+        bits: Bits of a code.
+        group: Weights that share a scale, one of :data:`GROUPS`.
+        numbers: What is stored for a group; None for what the scheme has whose name says nothing of it.
+        scale_dtype: One of :data:`SCALE_DTYPES`.
+
+    Raises:
+        UsageError: If there is no such scheme.
+    """
+    numbers = numbers or _DEFAULT_NUMBERS.get(bits, "zero")
+    wanted = (bits, group, numbers, scale_dtype)
+    for name, one in SCHEME_FORMATS.items():
+        if (one.code_bits, one.group, one.numbers, one.scale_dtype) == wanted:
+            return name
+    raise UsageError(
+        f"There is no scheme of {bits} bits in groups of {group} with {numbers!r} numbers in {scale_dtype}.",
+        advice=f"Groups have {', '.join(map(str, GROUPS))} weights; docs/format.md lists the schemes.",
+        bits=bits,
+        group=group,
+        numbers=numbers,
+        scale_dtype=scale_dtype,
+    )
+
+
+_BY_ENDS = {codes: (scheme, scales) for scheme in SCHEME_FORMATS.values() for codes, scales in scheme.ends}
+
+
+def scheme_of_codes(field: str) -> tuple[SchemeFormat, str] | None:
+    """The scheme of which a field of this name is the codes, and the name of their scales; None if it is of none."""
+    parameter, underscore, end = field.rpartition("_")
+    found = _BY_ENDS.get(underscore + end)
+    return None if found is None else (found[0], parameter + found[1])
+
 
 FP8 = Fp8(name="fp8", code_bits=8)
 MXFP4 = Mxfp4(name="mxfp4", code_bits=4, values_per_scale=32)
 CHECKPOINT_ENCODINGS: tuple[Encoding, ...] = (FP8, MXFP4)
 """What experts of checkpoints are quantised with."""
 
-SCHEME_NAMES = (*sorted(SCHEME_FORMATS, key=lambda name: SCHEME_FORMATS[name].bits), NATIVE)
-"""The ways in which weights are stored, the smallest first: with losses, or as in the checkpoint."""
+SCHEME_NAMES = (*sorted(USUAL_SCHEMES, key=lambda name: SCHEME_FORMATS[name].bits), NATIVE)
+"""The usual ways in which weights are stored, the smallest first: with losses, or as in the checkpoint."""
+
 
 _JOINT = "+"
 

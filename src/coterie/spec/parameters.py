@@ -7,8 +7,16 @@ from dataclasses import dataclass
 from math import prod
 
 from coterie.errors import LoadError
-from coterie.spec.encodings import CHECKPOINT_ENCODINGS, SCHEME_FORMATS, Encoding, Facts, Shape, record_scheme
-from coterie.spec.layout import RecordLayout
+from coterie.spec.encodings import (
+    CHECKPOINT_ENCODINGS,
+    SCHEME_FORMATS,
+    Encoding,
+    Facts,
+    Shape,
+    record_scheme,
+    scheme_of_codes,
+)
+from coterie.spec.layout import Field, RecordLayout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,32 +104,41 @@ def dequantised_nbytes(layout: RecordLayout, itemsize: int) -> int:
         layout: Layout of its record.
         itemsize: Bytes per element of the dtype that the model computes in.
     """
-    return itemsize * sum(_values(layout, encoding) for encoding in (*SCHEME_FORMATS.values(), *CHECKPOINT_ENCODINGS))
+    return itemsize * sum(encoding.values(prod(field.shape)) for encoding, field, _ in _encoded(layout))
 
 
 def weight_count(layout: RecordLayout) -> int:
     """Weights of an expert, whatever its record has them stored in."""
-    encodings = (*SCHEME_FORMATS.values(), *CHECKPOINT_ENCODINGS)
-    names = {field.name for field in layout.fields}
-    pairs = {field.name: one.scales_of(field.name) for one in encodings for field in layout.fields
-             if one.scales_of(field.name) in names}  # fmt: skip
-    plain = (field for field in layout.fields if field.name not in pairs and field.name not in pairs.values())
-    return sum(_values(layout, encoding) for encoding in encodings) + sum(prod(field.shape) for field in plain)
+    encoded = _encoded(layout)
+    of_pairs = {name for _, field, scales in encoded for name in (field.name, scales)}
+    plain = sum(prod(field.shape) for field in layout.fields if field.name not in of_pairs)
+    return plain + sum(encoding.values(prod(field.shape)) for encoding, field, _ in encoded)
 
 
 def precision(layout: RecordLayout) -> str:
     """How the parameters of a record are stored, in a word: a scheme, a checkpoint's encoding, or else a dtype."""
-    encodings = (*SCHEME_FORMATS.values(), *CHECKPOINT_ENCODINGS)
-    found = [one.name for one in encodings if _values(layout, one)]
+    names = {encoding.name for encoding, _, _ in _encoded(layout)}
+    found = [name for name in (*SCHEME_FORMATS, *(one.name for one in CHECKPOINT_ENCODINGS)) if name in names]
     return record_scheme(found) if found else layout.fields[0].dtype.lower()
 
 
 def uses_scheme(layout: RecordLayout) -> bool:
     """Whether any field is the codes of a lossy scheme of ours."""
-    return any(_values(layout, encoding) for encoding in SCHEME_FORMATS.values())
+    return any(encoding.name in SCHEME_FORMATS for encoding, _, _ in _encoded(layout))
 
 
-def _values(layout: RecordLayout, encoding: Encoding) -> int:
+def _encoded(layout: RecordLayout) -> list[tuple[Encoding, Field, str]]:
+    """The fields of a record that are codes: what they are encoded in, and the name of their scales."""
     names = {field.name for field in layout.fields}
-    codes = (field for field in layout.fields if encoding.scales_of(field.name) in names)
-    return sum(encoding.values(prod(field.shape)) for field in codes)
+    found: list[tuple[Encoding, Field, str]] = []
+    for field in layout.fields:
+        scheme = scheme_of_codes(field.name)
+        if scheme is not None and scheme[1] in names:
+            found.append((scheme[0], field, scheme[1]))
+            continue
+        for encoding in CHECKPOINT_ENCODINGS:
+            scales = encoding.scales_of(field.name)
+            if scales is not None and scales in names:
+                found.append((encoding, field, scales))
+                break
+    return found

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from coterie.spec import BankKey, ExpertKey, RecordLayout
 from coterie.spec.dense_schemes import NATIVE_EVERYWHERE, DenseSchemes
-from coterie.spec.encodings import NATIVE
+from coterie.spec.encodings import NATIVE, SCHEME_FORMATS, USUAL_SCHEMES, schemes_named
 
 FORMAT_NAME = "coterie-store"
 FORMAT_VERSION = 1
@@ -19,6 +19,10 @@ SCHEMES_VERSION = 3
 """Of one in which an expert or a linear layer is in a scheme that is none of :data:`FIRST_SCHEMES`."""
 CHOICES_VERSION = 4
 """Of one that says what its codes were calibrated with, or what the schemes of its experts were allocated by."""
+
+GROUPS_VERSION = 5
+"""Of one in which an expert or a linear layer is in a scheme that says itself what is stored for which groups: in one
+that is none of :data:`coterie.spec.encodings.USUAL_SCHEMES`."""
 
 FIRST_SCHEMES = frozenset({NATIVE, "int4", "int8"})
 """Those that programs know which read versions 1 and 2 only."""
@@ -256,6 +260,8 @@ class Manifest:
     @cached_property
     def version(self) -> int:
         """The version of the format: the oldest that can say all of this."""
+        if self.own_groups:
+            return GROUPS_VERSION
         if self.calibration is not None or self.allocation is not None:
             return CHOICES_VERSION
         if self.later_schemes:
@@ -267,6 +273,12 @@ class Manifest:
         """The schemes of experts and linear layers that versions 1 and 2 do not have."""
         experts = {record.scheme for bank in self.banks for segment in bank.segments for record in segment.records}
         return (experts | set(self.dense_schemes.lossy)) - FIRST_SCHEMES
+
+    @property
+    def own_groups(self) -> set[str]:
+        """The schemes of experts and linear layers that no version before 5 has."""
+        named = {name for scheme in self.later_schemes for name in schemes_named(scheme)}
+        return (named & SCHEME_FORMATS.keys()) - set(USUAL_SCHEMES)
 
     @cached_property
     def banks_by_key(self) -> Mapping[BankKey, Bank]:

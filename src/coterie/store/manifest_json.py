@@ -23,6 +23,7 @@ from coterie.store.manifest import (
     CHOICES_VERSION,
     FORMAT_NAME,
     FORMAT_VERSION,
+    GROUPS_VERSION,
     MAX_ERROR,
     PARTS_VERSION,
     SCHEMES_VERSION,
@@ -175,9 +176,9 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
     root = parse_json(data, path, rule="R2")
     version = _read_version(root)
     names_of_all = ("format", "version", "model", "source", "layouts", "banks", "dense", "files", "ignored", "checksum")
-    choices = ("calibration", "allocation") if version == CHOICES_VERSION else ()
+    choices = ("calibration", "allocation") if version >= CHOICES_VERSION else ()
     top = root.fields(*names_of_all, optional=choices)
-    if choices and not top.keys() & set(choices):
+    if version == CHOICES_VERSION and not top.keys() & set(choices):
         raise top["version"].error("R36", "there is neither a calibration nor an allocation")
     digest = str(xxhash.xxh3_128_hexdigest(root.canonical(without="checksum")))
     if top["checksum"].text(_CHECKSUM, rule="R30") != digest:
@@ -205,8 +206,16 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         calibration=_calibration(top["calibration"]) if "calibration" in top else None,
         allocation=parse_allocation(top["allocation"]) if "allocation" in top else None,
     )
+    _check_groups(top["version"], version, manifest.own_groups)
     _check_schemes(top["version"], version, manifest.later_schemes)
     return manifest
+
+
+def _check_groups(node: Node, version: int, own: set[str]) -> None:
+    if version < GROUPS_VERSION and own:
+        raise node.error("R37", f"the scheme {min(own)!r} needs version {GROUPS_VERSION}")
+    if version == GROUPS_VERSION and not own:
+        raise node.error("R37", "an earlier version can say the same")
 
 
 def _check_schemes(node: Node, version: int, later: set[str]) -> None:
@@ -225,12 +234,11 @@ def _read_version(root: Node) -> int:
     if "version" not in members:
         raise root.error("R5", "there is no format version")
     version = members["version"].integer(0, rule="R5")
-    if not FORMAT_VERSION <= version <= CHOICES_VERSION:
+    if not FORMAT_VERSION <= version <= GROUPS_VERSION:
         raise members["version"].error(
             "R5",
-            f"the store has format version {version}, this program reads versions {FORMAT_VERSION} to "
-            f"{CHOICES_VERSION}",
-            advice="Install a newer Coterie." if version > CHOICES_VERSION else "Extract the store again.",
+            f"the store has format version {version}, this program reads versions {FORMAT_VERSION} to {GROUPS_VERSION}",
+            advice="Install a newer Coterie." if version > GROUPS_VERSION else "Extract the store again.",
         )
     return version
 
@@ -456,7 +464,7 @@ def _one_scheme(node: Node, rule: str, *others: str) -> str:
     scheme = node.text(_SCHEME, rule=rule)
     valid = (*SCHEME_FORMATS, *others)
     if scheme not in valid:
-        raise node.error(rule, f"{scheme!r} is not one of {', '.join(valid)}")
+        raise node.error(rule, f"{scheme!r} is not one of the schemes that docs/format.md lists")
     return scheme
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 
 from coterie.spec import Field, RecordLayout
-from coterie.spec.encodings import CHECKPOINT_ENCODINGS, NATIVE, SCHEME_FORMATS, record_scheme, schemes_named
+from coterie.spec.encodings import (
+    CHECKPOINT_ENCODINGS,
+    NATIVE,
+    SCHEME_FORMATS,
+    record_scheme,
+    scheme_of_codes,
+    schemes_named,
+)
 
 Facts = tuple[str, tuple[int, ...]]
 """Dtype and shape."""
@@ -37,11 +44,13 @@ def scheme_problem(scheme: str, layout: RecordLayout) -> str | None:
 
 def _matrix_schemes(layout: RecordLayout) -> Iterator[str]:
     """The scheme of each matrix of a record, in order."""
-    encodings = (*SCHEME_FORMATS.values(), *CHECKPOINT_ENCODINGS)
     names = {field.name for field in layout.fields}
-    scales = {encoding.scales_of(name) for encoding in encodings for name in names}
+    schemes = {name: found for name in names if (found := scheme_of_codes(name)) is not None}
+    scales: set[str | None] = {scales for _, scales in schemes.values()}
+    scales |= {encoding.scales_of(name) for encoding in CHECKPOINT_ENCODINGS for name in names}
     for field in layout.fields:
-        lossy = next((one.name for one in SCHEME_FORMATS.values() if one.scales_of(field.name) in names), None)
+        form, beside = schemes.get(field.name, (None, None))
+        lossy = form.name if form is not None and beside in names else None
         if field.name not in scales and (lossy is not None or len(field.shape) >= 2):
             yield lossy or NATIVE
 

@@ -16,7 +16,7 @@ from coterie.quant import SCHEMES, StoredMatrix, dequantise
 from coterie.quant.dtypes import record_tensors
 from coterie.records import RecordReader
 from coterie.spec import BankKey, ExpertKey, RecordLayout
-from coterie.spec.encodings import matrix_schemes
+from coterie.spec.encodings import USUAL_SCHEMES, matrix_schemes
 from coterie.spec.parameters import StoredParameter, plan_record
 
 SAMPLE = 2**16
@@ -96,7 +96,7 @@ class LevelMeasure:
             stored = self._plans[place][name]
             there = sum(layout.fields[position].nbytes for position in stored.positions)
             value = dequantise(stored, tensors, bank.dtypes[name])
-            matrices = (stored_matrix(bank, name, one) for one in SCHEMES.values())
+            matrices = (stored_matrix(bank, name, one) for one in (SCHEMES[name] for name in USUAL_SCHEMES))
             levels = [_measure(matrix, value) for matrix in matrices if _nbytes(matrix) < there]
             found[name] = (*levels, MeasuredLevel(scheme=scheme, nbytes=there, error=0.0))
         return found

@@ -12,9 +12,8 @@ from coterie.extraction.allocation.choosing import ABSENCE, Level
 from coterie.extraction.allocation.levels import Measured
 from coterie.extraction.quantising import SchemedExperts, matrix_names
 from coterie.origins import Origin
-from coterie.quant import SCHEMES
 from coterie.spec import BankKey, ExpertKey
-from coterie.spec.encodings import record_scheme
+from coterie.spec.encodings import USUAL_SCHEMES, record_scheme
 
 if TYPE_CHECKING:
     from coterie.profiles import ErrorWeights
@@ -69,7 +68,7 @@ def component_choices(
     own = {key: found for key, found in measured.items() if key.component == component}
     weigh = _Scale(origin, own, matter)
     mixed = weigh.choice("allocation", {key: [level.scheme for level in levels[key]] for key in own if key in levels})
-    uniform = [weigh.choice(name, {key: _all_in(name, found) for key, found in own.items()}) for name in SCHEMES]
+    uniform = [weigh.choice(name, {key: _all_in(name, found) for key, found in own.items()}) for name in USUAL_SCHEMES]
     uniform.sort(key=lambda choice: choice.bits)
     below = [choice for choice in uniform if choice.bits <= mixed.bits]
     above = [choice for choice in uniform if choice.bits > mixed.bits]

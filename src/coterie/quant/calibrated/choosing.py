@@ -116,5 +116,6 @@ def _best_rows(tried: list[tuple[Codes, torch.Tensor]]) -> tuple[Codes, float, f
             codes_KN=torch.where(better_N, codes.codes_KN, best.codes_KN),
             scales_GN=torch.where(better_N, codes.scales_GN, best.scales_GN),
             zeros_GN=torch.where(better_N, codes.zeros_GN, best.zeros_GN),
+            group=best.group,
         )
     return best, float(least_N.sum()), float(first_N.sum())

@@ -6,9 +6,11 @@ The error never grows. (Behdin et al. 2023, QuantEase, https://arxiv.org/abs/230
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from coterie.quant.codes import Codes, Grid, spread
+from coterie.quant.codes import Codes, Grid
 
 _BLOCK = 128
 """Columns whose effect on the others is added up before it is applied to them."""
@@ -30,7 +32,7 @@ def descend(codes: Codes, weights_KN: torch.Tensor, hessian_KK: torch.Tensor, gr
         The codes, and the squared error of each row's output, float64 [N].
     """
     columns = len(weights_KN)
-    scales_KN, zeros_KN = spread(codes.scales_GN, columns), spread(codes.zeros_GN, columns)
+    scales_KN, zeros_KN = codes.spread(codes.scales_GN), codes.spread(codes.zeros_GN)
     inverses_KN = torch.where(scales_KN == 0, torch.zeros_like(scales_KN), 1 / scales_KN)
     codes_KN = codes.codes_KN.clone()
     # Half the gradient of the squared error by each weight.
@@ -53,5 +55,5 @@ def descend(codes: Codes, weights_KN: torch.Tensor, hessian_KK: torch.Tensor, gr
                 slope_KN[rest].addmm_(hessian_KK[rest, near:last], steps_KN[near:last])
         for rest in (slice(0, first), slice(end, columns)):
             slope_KN[rest].addmm_(hessian_KK[rest, first:end], steps_KN[first:end])
-    found = Codes(codes_KN=codes_KN, scales_GN=codes.scales_GN, zeros_GN=codes.zeros_GN)
+    found = replace(codes, codes_KN=codes_KN)
     return found, ((found.weights_KN() - weights_KN) * slope_KN).sum(0, dtype=torch.float64)

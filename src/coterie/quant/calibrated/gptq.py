@@ -10,13 +10,14 @@ block of it is the inverse of M's block.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch.linalg import solve_triangular
 
 from coterie.errors import QuantisationError
 from coterie.quant.codes import Codes
 from coterie.quant.scheme import Scheme
-from coterie.spec.encodings import group_size
 
 _NEAR = 16
 """Columns that are told of an error at once; those after them are told of the errors of so many together."""
@@ -39,8 +40,9 @@ def gptq(scheme: Scheme, weights_KN: torch.Tensor, hessian_KK: torch.Tensor) -> 
     # Mᵀ times what the columns before are off by.
     owed_KN = torch.zeros_like(weights_KN)
     scales, zeros = [], []
-    for first in range(0, columns, group_size(columns)):
-        group = slice(first, min(first + group_size(columns), columns))
+    size = scheme.form.group_size(columns)
+    for first in range(0, columns, size):
+        group = slice(first, min(first + size, columns))
         block_SS = factor_KK[group, group]
         # Where the error of the columns before is least if these columns may have any value.
         wanted_SN = weights_KN[group] + solve_triangular(block_SS.t(), owed_KN[group], upper=False)
@@ -51,7 +53,7 @@ def gptq(scheme: Scheme, weights_KN: torch.Tensor, hessian_KK: torch.Tensor) -> 
         zeros.append(found.zeros_GN[0])
         rest = slice(group.stop, columns)
         owed_KN[rest].addmm_(factor_KK[group, rest].t(), weights_KN[group] - found.weights_KN())
-    return Codes(codes_KN=codes_KN, scales_GN=torch.stack(scales), zeros_GN=torch.stack(zeros))
+    return Codes(codes_KN=codes_KN, scales_GN=torch.stack(scales), zeros_GN=torch.stack(zeros), group=size)
 
 
 def _round_group(scheme: Scheme, wanted_SN: torch.Tensor, factor_SS: torch.Tensor) -> Codes:
@@ -78,7 +80,7 @@ def _round_group(scheme: Scheme, wanted_SN: torch.Tensor, factor_SS: torch.Tenso
             torch.sub(row_N, torch.addcmul(zero_N, code_N, scale_N), out=error_N).div_(diagonal[column])
             wanted_SN[column + 1 : end].addr_(factor_SS[column, column + 1 : end], error_N, alpha=-1)
         wanted_SN[end:].addmm_(factor_SS[first:end, end:].t(), errors_SN[first:end], alpha=-1)
-    return Codes(codes_KN=codes_SN, scales_GN=found.scales_GN, zeros_GN=found.zeros_GN)
+    return replace(found, codes_KN=codes_SN)
 
 
 def _factor(hessian_KK: torch.Tensor) -> torch.Tensor:

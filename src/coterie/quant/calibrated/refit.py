@@ -6,11 +6,12 @@ the codes of each group and, with zeros, a constant for each group.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch.nn.functional import pad
 
 from coterie.quant.codes import Codes, Grid
-from coterie.spec.encodings import group_size
 
 _ROWS = 64
 """Rows that are fitted at once: their products with the Hessian are in memory for every group."""
@@ -28,7 +29,7 @@ def refit(codes: Codes, target_KN: torch.Tensor, hessian_KK: torch.Tensor, grid:
         hessian_KK: float32, symmetric and positive definite.
         grid: That of the scheme.
     """
-    columns, size = len(target_KN), group_size(len(target_KN))
+    columns, size = len(target_KN), codes.group
     groups = len(codes.scales_GN)
     # A shorter group at the end is filled up: columns that are multiplied with nothing change nothing.
     extra = groups * size - columns
@@ -43,11 +44,7 @@ def refit(codes: Codes, target_KN: torch.Tensor, hessian_KK: torch.Tensor, grid:
         scale_RG, zero_RG = fitted.fit(codes.scales_GN[:, rows].t(), codes.zeros_GN[:, rows].t(), grid)
         scales.append(scale_RG)
         zeros.append(zero_RG)
-    return Codes(
-        codes_KN=codes.codes_KN,
-        scales_GN=torch.cat(scales).t().contiguous(),
-        zeros_GN=torch.cat(zeros).t().contiguous(),
-    )
+    return replace(codes, scales_GN=torch.cat(scales).t().contiguous(), zeros_GN=torch.cat(zeros).t().contiguous())
 
 
 class _Rows:
