@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,13 +35,14 @@ def time_per_token_figure(panels: Mapping[str, Sequence[Curve]]) -> bytes:
     with style():
         figure = new_figure("Time per token, medians of rounds", 2.8)
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        drawn = {}
         for panel, (case, curves) in zip(axes, panels.items(), strict=True):
             for curve in curves:
                 color, line, _ = LINES[engines.index(curve.name) % len(LINES)]
-                numbers = range(2, 2 + len(curve.steps_s))
-                panel.plot(numbers, [1e3 * one for one in curve.steps_s], color=color, linestyle=line, label=curve.name)
+                # Tokens that came together have no time of their own.
+                times = [1e3 * one if one > 0 else math.nan for one in curve.steps_s]
+                drawn[curve.name] = panel.plot(range(2, 2 + len(times)), times, color=color, linestyle=line)[0]
             panel.set(title=case, xlabel="token", yscale="log")
-            if curves:
-                panel.legend(loc="upper right")
         axes[0].set_ylabel("ms")
+        figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=max(1, len(drawn)))
     return render(figure, "svg")
