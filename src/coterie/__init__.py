@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from coterie.generation.tickets import SoundChunk
     from coterie.generation.video_options import VideoOptions
     from coterie.inspection import inspect, verify
+    from coterie.publishing import publish
 
     __version__: str
 
@@ -50,6 +51,7 @@ _HOMES: dict[str, str] = {
     "load": "coterie.engine",
     "processors": "coterie.generation.opened",
     "prune": "coterie.extraction",
+    "publish": "coterie.publishing",
     "quantize": "coterie.extraction",
     "read_aloud": "coterie.generation.reading_aloud",
     "samples": "coterie.generation.samples",
@@ -89,6 +91,7 @@ __all__ = [
     "processors",
     "profiles",
     "prune",
+    "publish",
     "quantize",
     "read_aloud",
     "samples",

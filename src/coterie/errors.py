@@ -32,6 +32,7 @@
     │   └── EngineStoppedError         the engine takes nothing on, or has been ended
     ├── SpeechError                an answer could not be spoken to its end (has what was spoken)
     ├── OutputError                a file that was asked for cannot be written
+    ├── PublishError               the Hub does not take what is to be published there (status, and what to do)
     ├── InputError                 a prompt, picture or sound cannot be turned into model inputs
     ├── ReplicaError               a copy of a model cannot be started in another process, or cannot go on
     ├── ClusterError               work cannot be spread over the machines of a cluster, or cannot go on there
@@ -224,6 +225,10 @@ class SpeechError(CoterieError):
 
 class OutputError(CoterieError):
     """A file that was asked for cannot be written; what was there before is unchanged."""
+
+
+class PublishError(CoterieError):
+    """The Hub does not take what is to be published there; facts ``repo_id`` and ``status``, an HTTP status or None."""
 
 
 class ReplicaError(CoterieError):

@@ -22,9 +22,9 @@ def cache(tmp_path) -> Path:
 
 
 @pytest.fixture
-def hub(cache, monkeypatch) -> Iterator[LocalHub]:
+def hub(cache, monkeypatch, tmp_path_factory) -> Iterator[LocalHub]:
     """An empty Hub."""
-    served = LocalHub()
+    served = LocalHub(tmp_path_factory.mktemp("commits"))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", served.url)
     template = "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", served.url + template)

@@ -22,6 +22,8 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 from weakref import WeakSet
 
+from .uploads import Uploads
+
 _LARGE = (".safetensors", ".bin", ".gguf")
 _XET: frozenset[str] = frozenset()
 _PIECE = 16 * 1024
@@ -75,6 +77,8 @@ class Repository:
     commits: dict[str, Path] = field(default_factory=dict)
     references: dict[str, str] = field(default_factory=dict)
     tags: list[str] = field(default_factory=list)
+    messages: dict[str, str] = field(default_factory=dict)
+    private: bool = False
 
     def commit(self, directory: Path, reference: str = "main") -> str:
         """Makes a commit of a directory and moves a reference to it; returns the commit's hash."""
@@ -88,9 +92,20 @@ class Repository:
 
 
 class LocalHub:
-    """Serves repositories by id; ``asked`` is what clients asked for files, ``faults`` what goes wrong."""
+    """Serves repositories by id; ``asked`` is what clients asked for files, ``faults`` what goes wrong.
 
-    def __init__(self) -> None:
+    ``uploaded`` is what they sent, ``contents`` the large files among that, by SHA-256.
+
+    Args:
+        folder: Where commits are kept that clients make; there are none without it.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self.uploaded: list[str] = []
+        self.contents: dict[str, bytes] = {}
+        self.names: dict[str, str] = {}
+        self.announced: list[str] = []
         self.repositories: dict[str, Repository] = {}
         self.asked: list[Asked] = []
         self.faults: list[Fault] = []
@@ -136,6 +151,10 @@ class LocalHub:
     def cdn(self) -> str:
         return f"http://127.0.0.1:{self._servers[1].server_port}"
 
+    def new_repository(self, repo: str) -> Repository:
+        """Makes a repository without a commit."""
+        return self.repositories.setdefault(repo, Repository())
+
     def fetched(self, suffix: str = ".safetensors") -> dict[str, int]:
         """Bytes that were sent of each file with this ending; of who left early what was on its way."""
         with self.idle:
@@ -172,7 +191,7 @@ class LocalHub:
                 connection.shutdown(socket.SHUT_RDWR)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Uploads, BaseHTTPRequestHandler):
     served: LocalHub
     server_name: Literal["hub", "cdn"]
     protocol_version = "HTTP/1.1"
@@ -191,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         resolved = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-        asked = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/]+)", path)
+        asked = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
         # What else the client asks a Hub for, once in a process, is none of the requests that faults are meant for.
         name = resolved[3] if resolved else "api" if asked else "other"
         what = f"{self.command} {self.server_name} {name}"
@@ -203,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif resolved:
             self._file(*resolved.groups(), what)
         elif asked:
-            self._about(*asked.groups())
+            self._about(asked[1], asked[2] or "revision", asked[3] or "main")
         else:
             self._refuse(404, "EntryNotFound")
 
@@ -223,7 +242,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             tags = self.served.repositories[repo].tags
             siblings = [{"rfilename": p.relative_to(directory).as_posix()} for p in files]
-            body = {"id": repo, "modelId": repo, "sha": sha, "tags": tags, "siblings": siblings}
+            private = self.served.repositories[repo].private
+            body = {"id": repo, "modelId": repo, "sha": sha, "private": private, "tags": tags, "siblings": siblings}
         self._send(200, json.dumps(body).encode(), headers)
 
     def _file(self, repo: str, revision: str, name: str, what: str) -> None:
@@ -300,7 +320,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command != "GET":
+        if self.command == "HEAD":
             body = b""
         noted = None if note is None else self._note(*note, len(body))
         with self.served.idle:

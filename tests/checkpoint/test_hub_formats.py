@@ -47,7 +47,6 @@ def repository(publish, zoo_checkpoint, tmp_path):
         (["onnx/model.onnx"], "an ONNX graph"),
         (["tf_model.h5"], "TensorFlow"),
         (["adapter_config.json", "adapter_model.safetensors"], "is an adapter"),
-        (["coterie.json", "dense.safetensors"], "is a store of Coterie.*hf download someone/tiny-moe --local-dir DIR"),
         (["weights.npz"], "has no weights in safetensors files"),
         ([], "has no weights in safetensors files"),
     ],

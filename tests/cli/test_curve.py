@@ -113,3 +113,16 @@ def test_texts_that_a_store_was_calibrated_on_are_told_once(capsys) -> None:
 def test_a_curve_is_drawn_without_torch() -> None:
     drawn = "from coterie.curves import curve_figure, read_curve; import sys; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", drawn], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_cluster_is_asked_for_with_all_that_it_needs(coterie, model, text, monkeypatch) -> None:
+    from coterie.cluster import connection
+
+    usual = ("curve", model, "-t", f"some={text}", "--ray", "local")
+    monkeypatch.setattr(connection, "find_spec", lambda name: None)
+    assert "Workers of a cluster need ray, which is not installed" in coterie(*usual, "--memory", "1GiB").err
+    monkeypatch.setattr(connection, "find_spec", lambda name: object())
+    outcome = coterie(*usual)
+    assert (outcome.code, "Add --memory" in outcome.err) == (2, True)
+    outcome = coterie(*usual, "--memory", "1GiB", "--drop-cold", "0.1")
+    assert (outcome.code, "one process computes all, in order" in outcome.err) == (2, True)

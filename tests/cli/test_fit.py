@@ -77,3 +77,13 @@ def test_who_stops_it_is_told_that_it_goes_on(coterie, model, texts, monkeypatch
     assert outcome.code == 130
     assert "the same command goes on from there" in outcome.err
     assert Path("s.work/profile.db").exists()
+
+
+def test_a_cluster_needs_ray(coterie, model, texts, monkeypatch) -> None:
+    from coterie.cluster import connection
+
+    monkeypatch.setattr(connection, "find_spec", lambda name: None)
+    outcome = coterie("fit", model, "-o", "s", "--memory", "8GiB", *texts, "--ray", "local")
+    assert outcome.code == 1
+    assert "Workers of a cluster need ray, which is not installed. Install it: pip install" in outcome.err
+    assert not Path("s.work").exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coterie.errors import CoterieError, DiskSpaceError, StoreError, UsageError
+from coterie.errors import CoterieError, DiskSpaceError, MissingPackageError, StoreError, UsageError
 from coterie.evaluate import evaluate
 from coterie.extraction import Allocation, prune, quantize
 from coterie.fitting import Fit, fit, plan_fit
@@ -236,7 +236,7 @@ def test_a_store_for_domains_leaves_experts_out_and_says_what_the_others_pay(
     assert found.evaluated.evaluation.missing == "mask"
     rows = {row.domain: row for row in found.evaluated.figures}
     assert rows["code"].predicted is not None
-    assert rows["prose"].predicted is None
+    assert rows["prose"].predicted > rows["code"].predicted
     assert rows["prose"].kld.value > rows["code"].kld.value
     # No scheme is so small.
     assert (found.uniform.same_size, found.uniform.name) == (False, "int2")
@@ -304,3 +304,12 @@ def test_what_is_in_the_way_is_not_touched(fitted, tmp_path: Path) -> None:
     with pytest.raises(CoterieError, match="it has something else"):
         fit(fitted.model, tmp_path / "store", fitted.request)
     assert names(tmp_path / "store.work") == ["mine.txt"]
+
+
+def test_what_is_finished_here_workers_of_a_cluster_need_not_do_again(request_of, monkeypatch) -> None:
+    request = request_of()
+    shared = dataclasses.replace(request, ray="auto")
+    assert shared.settings("model", "") == request.settings("model", "")
+    monkeypatch.setattr("coterie.cluster.connection.find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match="need ray, which is not installed"):
+        shared.check()

@@ -13,10 +13,10 @@ from coterie.extraction import extract
 from coterie.inspection import inspect, memory_fit
 from coterie.inspection.contents import store_contents
 from coterie.inspection.what_fits import PROCESS_NBYTES
+from coterie.origins.store_or_checkpoint import find_model
 from coterie.plan.budget import least_budget
 from coterie.spec import ContextShape
 from coterie.spec.footprint import Footprint
-from coterie.store import Store
 from store.faults import Killed, KillingCalls
 
 
@@ -74,7 +74,7 @@ def test_a_component_of_a_store_is_that_of_its_checkpoint(component: str, zoo_st
     assert (one.dense_nbytes, one.dense_memory_nbytes) == (other.dense_nbytes, other.dense_memory_nbytes)
     assert one.disk_nbytes == other.disk_nbytes == one.dense_nbytes + one.expert_nbytes
     assert one.batching == other.batching
-    part, whole = (store_contents(Store.open(store), name).footprint for name in (component, None))
+    part, whole = (store_contents(find_model(store), name).footprint for name in (component, None))
     assert part.dense < whole.dense
     assert part.experts < whole.experts
 

@@ -54,3 +54,10 @@ def test_a_plan_with_a_probe_says_so() -> None:
 def test_a_text_that_is_too_short() -> None:
     with pytest.raises(UsageError, match="at least 32 are needed"):
         plan("bundled", memory="4GiB", probe="A short text.", measure=False)
+
+
+def test_where_the_model_will_not_run_there_is_nothing_to_probe() -> None:
+    found = plan("bundled", memory="400MiB", probe=TEXT, measure=False).budgets[0]
+    assert found.hit_rate is None
+    assert found.why_not
+    assert found.memory.minimum > found.memory.memory

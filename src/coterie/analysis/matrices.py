@@ -88,19 +88,15 @@ class Routers:
         # Here, because pictures of a profile need no torch.
         from coterie.hf.configs import COMPONENTS
         from coterie.origins import CheckpointOrigin, StoreOrigin
-        from coterie.origins.store_or_checkpoint import store_path
+        from coterie.origins.store_or_checkpoint import find_model
+        from coterie.origins.store_place import StorePlace
 
-        store = store_path(model)
-        if store is not None:
-            if revision is not None:
-                raise UsageError(
-                    f"{store.name} is a store: only repositories of the Hub have revisions.",
-                    advice="Leave revision out.",
-                )
-            return cls(str(model), StoreOrigin.open(store), component)
+        found = find_model(model, revision=revision, offline=offline)
+        if isinstance(found, StorePlace):
+            return cls(str(model), StoreOrigin.at(found, experts=False), component)
         # A part that can be opened by itself has a fingerprint of its own, by which profiles are keyed.
         part = component if component in COMPONENTS else None
-        origin = CheckpointOrigin.open(model, component=part, revision=revision, offline=offline)
+        origin = CheckpointOrigin.open(found, component=part)
         return cls(str(model), origin, component)
 
     @property

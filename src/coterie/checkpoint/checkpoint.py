@@ -91,7 +91,7 @@ class Checkpoint:
     @classmethod
     def open(
         cls,
-        path_or_id: str | Path,
+        path_or_id: str | Path | Location,
         *,
         component: str | None = None,
         revision: str | None = None,
@@ -100,7 +100,7 @@ class Checkpoint:
         """Opens a checkpoint and claims every tensor. Reads headers only.
 
         Args:
-            path_or_id: Directory, or Hub id.
+            path_or_id: Directory, or Hub id; or what was found under it, of which revision and offline are known.
             component: ``thinker`` or ``talker`` of a whole model; None for the model as it is.
             revision: Branch, tag or commit of a Hub repository.
             offline: Use only what is on this machine.
@@ -109,7 +109,12 @@ class Checkpoint:
             CheckpointError: If it is not complete and consistent (the message names the tensor or file).
             UnsupportedError: If the architecture or quantisation is not supported.
         """
-        location = Location.find(path_or_id, revision=revision, offline=offline)
+        location = (
+            path_or_id
+            if isinstance(path_or_id, Location)
+            else Location.find(path_or_id, revision=revision, offline=offline)
+        )
+        location.refuse_store()
         config = load_config(location.directory)
         model_class, model_config = resolve_model(config, component)
         quantisation = load_quantisation(location.directory)

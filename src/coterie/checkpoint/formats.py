@@ -51,7 +51,8 @@ SIDE_FILES = (
 """Patterns of the files beside the weights: configuration, tokenizer, processors, templates, licence, card."""
 ADAPTER = "adapter_config.json"
 """Beside weights that change those of another model."""
-_STORE = "coterie.json"
+STORE = "coterie.json"
+"""What a repository has that holds a store, and no checkpoint."""
 
 
 def unread_format(
@@ -68,10 +69,10 @@ def unread_format(
     names = sorted(files)
     instead = f"Use the model that it was made from: {' or '.join(base_models[:3])}." if base_models else None
     facts = {"repo_id": name} if directory is None else {"path": directory}
-    if _STORE in names and directory is None:
+    if STORE in names:
         return UnsupportedError(
-            f"{name} is a store of Coterie, not a checkpoint; stores are not read from the Hub.",
-            advice=f"Run `hf download {name} --local-dir DIR`, then open DIR.",
+            f"{name} is a store, and a checkpoint is needed here.",
+            advice=instead or "Name the checkpoint that the store was made from.",
             **facts,
         )
     weights = [one for one in names if one.endswith((".safetensors", ".safetensors.index.json"))]

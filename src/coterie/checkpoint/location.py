@@ -78,6 +78,11 @@ class Location:
         """The Hub's cache, to which shards are downloaded, or None for a directory."""
         return None if self.repository is None else self.repository.cache.root
 
+    @property
+    def holds_store(self) -> bool:
+        """Whether it is a repository with a store, and not with a checkpoint."""
+        return self.repository is not None and self.repository.holds_store
+
     def weight_files(self, named: object = None) -> WeightFiles:
         """Which files are the weights.
 
@@ -92,6 +97,15 @@ class Location:
         if name is None:
             raise self._no_weights()
         return read_index(self.directory / name, name) if is_index(name) else WeightFiles(shards=(name,))
+
+    def refuse_store(self) -> None:
+        """Refuses a repository with a store before more is read of it.
+
+        Raises:
+            UnsupportedError: If it is one.
+        """
+        if self.holds_store:
+            raise self._no_weights()
 
     def tensors(self, files: WeightFiles | None = None) -> dict[str, TensorInfo]:
         """Every tensor of the checkpoint, without downloading any shard.

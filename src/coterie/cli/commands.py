@@ -43,6 +43,7 @@ COMMANDS = (
     ),
     CommandEntry("prune", "coterie.cli.prune", "Make a store with fewer experts, chosen by what a profile recorded."),
     CommandEntry("export", "coterie.cli.export", "Make a checkpoint of a store, for transformers and other engines."),
+    CommandEntry("publish", "coterie.cli.publish", "Upload a store to the Hub, where it is opened by its id."),
     CommandEntry("inspect", "coterie.cli.inspect", "Show what a store or checkpoint holds."),
     CommandEntry("plan", "coterie.cli.plan", "Say whether a model will run here, how fast, and what would help."),
     CommandEntry("verify", "coterie.cli.verify", "Check a store or checkpoint; compare it with its source."),

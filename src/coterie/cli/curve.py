@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,6 +19,8 @@ from coterie.cli.listed import listed
 from coterie.cli.material import split_name
 from coterie.cli.opening import import_engine, opens_model, quiet_terminal
 from coterie.cli.progress import point_progress
+from coterie.cli.ray_messages import without_ray_messages
+from coterie.cluster.spreading import check_spreading
 from coterie.errors import UsageError
 from coterie.files.replacing import check_writable
 from coterie.files.text import check_text
@@ -164,6 +167,7 @@ def command(
     limit: LimitOption = None,
     *,
     opening: Opening,
+    ray: shared.RayOption = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -184,6 +188,8 @@ def command(
     and every point is compared with the full model on the same tokens. Nothing is written for a point, unless quantised
     experts do not all fit in memory. Texts should not be those that the profile was recorded of.
 
+    With --ray workers share the texts of each point; the figures are the same as without.
+
     Ctrl-C ends it with exit code 130; with --output the same command goes on where it was, and one with more points
     measures only these. coterie plot curve draws the result.
     """
@@ -202,6 +208,8 @@ def command(
         smallest=smallest,
     )
     axes.checked(profile=profile is not None)
+    if ray is not None:
+        check_spreading(opening)
     for one in store or []:
         shared.named_model(one)
     if profile is not None:
@@ -216,7 +224,11 @@ def command(
     import_engine(quiet=quiet or as_json)
     from coterie.curves.running import curve_opening
 
-    with quiet_terminal(quiet=quiet), point_progress(quiet=quiet) as progress:
+    with (
+        quiet_terminal(quiet=quiet),
+        nullcontext() if ray is None else without_ray_messages(),
+        point_progress(quiet=quiet) as progress,
+    ):
         found = curve_opening(
             model,
             texts,
@@ -229,6 +241,7 @@ def command(
             limit=limit,
             output=output,
             reference=reference,
+            ray=ray,
             progress=progress,
         )
     if output is not None:

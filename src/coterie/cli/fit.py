@@ -17,6 +17,8 @@ from coterie.cli.listed import listed
 from coterie.cli.material import ImageFilesOption, SpeechFilesOption, gather_material
 from coterie.cli.opening import import_engine, quiet_terminal
 from coterie.cli.progress import fit_progress
+from coterie.cli.ray_messages import without_ray_messages
+from coterie.cluster.connection import check_ray
 from coterie.errors import UsageError
 from coterie.files.text import check_text
 from coterie.spec import format_bytes, parse_bytes
@@ -187,6 +189,7 @@ def command(
     revision: shared.RevisionOption = None,
     offline: shared.OfflineOption = False,
     threads: shared.ThreadsOption = None,
+    ray: shared.RayOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the stages, and the disk and memory of each; make nothing.")
     ] = False,
@@ -206,12 +209,17 @@ def command(
     evaluates it on text that was held out, beside a uniform store of the same size. The store's README.md is a card
     with all of that, and coterie-fit.json has the same for programs. It may say that there is no gain.
 
+    With --ray workers of a cluster record, choose codes and evaluate, each within --memory (or --work-memory); the
+    store and the figures are the same as without.
+
     Ctrl-C ends it with exit code 130; the same command goes on where it was. Each stage is also a command by itself:
     profile record, plan, quantize, verify, evaluate, bench.
     """
     for size, name in ((memory, "memory"), (work_memory, "work memory")):
         if size is not None:
             parse_bytes(size, what=name)  # told before torch is imported
+    if ray is not None:
+        check_ray("Workers of a cluster")
     named = listed(domains)
     if domains is not None and not named:
         raise UsageError("--for names no domain.", advice="Write it like code,german, or leave it out for all.")
@@ -249,6 +257,7 @@ def command(
         revision=revision,
         offline=offline,
         threads=threads,
+        ray=ray,
     )
     if dry_run:
         with quiet_terminal(quiet=quiet):
@@ -256,7 +265,11 @@ def command(
         print_json(planned.to_json()) if as_json else _print_plan(planned)
         return
     try:
-        with quiet_terminal(quiet=quiet), nullcontext(None) if quiet else fit_progress() as progress:
+        with (
+            quiet_terminal(quiet=quiet),
+            nullcontext() if ray is None else without_ray_messages(),
+            nullcontext(None) if quiet else fit_progress() as progress,
+        ):
             found = fit(model, store, request, restart=restart, keep_work=keep_work, progress=progress)
     except KeyboardInterrupt:
         print_note("Stopped. What is finished is kept beside the output; the same command goes on from there.")

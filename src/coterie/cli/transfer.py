@@ -21,6 +21,7 @@ _LABELS = {
     "checksums": "Checking checksums",
     "compare": "Comparing",
     "export": "Exporting",
+    "upload": "Uploading",
 }
 
 

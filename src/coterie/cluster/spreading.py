@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from coterie.cluster.connection import check_ray
+from coterie.cluster.connection import check_ray, connected
 from coterie.cluster.placement import Placement
 from coterie.cluster.workers import Result, Shard, Work, WorkerFacts, Workers, check_memory
 from coterie.spec.opening import Opening
@@ -20,6 +20,25 @@ def check_spreading(opening: Opening) -> None:
     """
     check_ray("Workers of a cluster")
     check_memory(opening)
+
+
+@contextmanager
+def one_connection(address: str | None) -> Iterator[None]:
+    """Inside, all that is spread over a cluster shares one connection to it, and one that it starts itself.
+
+    Args:
+        address: Of the cluster; None if nothing is spread.
+
+    Raises:
+        MissingPackageError: If Ray is not installed.
+        UsageError: If there is no such cluster.
+    """
+    if address is None:
+        yield
+        return
+    check_ray("Workers of a cluster")
+    with connected(address):
+        yield
 
 
 @contextmanager

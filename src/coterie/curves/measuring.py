@@ -27,7 +27,8 @@ from coterie.extraction.expert_schemes import ExpertSchemes
 from coterie.extraction.extraction import extract
 from coterie.extraction.requantising import quantize
 from coterie.hf.banks import ExpertBank
-from coterie.origins.store_or_checkpoint import store_path
+from coterie.origins.store_or_checkpoint import find_model
+from coterie.origins.store_place import StorePlace
 from coterie.plan.machine import default_memory_budget
 from coterie.spec import BankKey, parse_bytes, share_nbytes
 from coterie.spec.encodings import NATIVE
@@ -53,6 +54,7 @@ class Task:
         work: A directory for what is needed until points are finished: logits of the full model, windows of the point
             that is under way, a store of what does not fit in memory.
         reference: Where logits of the full model are kept; by default in ``work``.
+        ray: Address of a cluster whose workers compute; None to compute here.
     """
 
     model: str | Path
@@ -64,6 +66,7 @@ class Task:
     limit: int | None
     work: Path
     reference: Path | None
+    ray: str | None = None
 
     @cached_property
     def subject(self) -> Subject:
@@ -152,6 +155,7 @@ def measure_point(task: Task, setting: Setting, subject: Subject, progress: Prog
             alteration=alteration,
             in_steps=setting.in_steps,
             journal=task.work / name,
+            ray=task.ray,
             progress=progress,
         )
     assert found.total is not None, "there are texts"
@@ -275,7 +279,7 @@ def _stored(task: Task, setting: Setting, subject: Subject) -> Iterator[Path | N
         return
     path = task.work / f"{STORES}{_digest(task.key(setting, subject))}"
     said = task.opening
-    if store_path(task.model) is None:
+    if not isinstance(find_model(task.model, revision=said.revision, offline=said.offline), StorePlace):
         extract(
             task.model,
             path,

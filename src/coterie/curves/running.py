@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coterie.cluster.spreading import one_connection
 from coterie.curves.choosing import Chosen, ExpertRanking, kept_gate_mass
 from coterie.curves.measuring import Task, check_subject, clear, forget_windows, measure_point, reference_directory
 from coterie.curves.points import Curve, CurvePoint, SmallestSet
@@ -21,6 +22,7 @@ from coterie.errors import OutputError, UsageError
 from coterie.evaluate.evaluation import EvaluationProgress
 from coterie.evaluate.headers import versions
 from coterie.evaluate.planning import input_tokens, steps, tokenise
+from coterie.evaluate.running import check_cluster
 from coterie.evaluate.subject import Subject
 from coterie.files.text import read_text
 from coterie.spec.amount import Amount
@@ -68,6 +70,7 @@ def curve(
     threads: int | None = None,
     output: str | Path | None = None,
     reference: str | Path | None = None,
+    ray: str | None = None,
     progress: CurveCallback | None = None,
 ) -> Curve:
     """Measures a model at many settings against the full one: what is saved, and what that costs.
@@ -98,6 +101,9 @@ def curve(
         output: A file next to which finished points are kept, as ``NAME.points.jsonl``: the same call goes on with
             them, and a call with more points measures only these. The file itself is the caller's to write.
         reference: A directory that keeps the logits of the full model for later curves of the same texts.
+        ray: Address of a Ray cluster, such as ``"10.0.0.1:6379"``, ``"auto"`` or ``"local"``: its workers share the
+            texts of each point, each within ``memory``. The figures are those of this process, to the last bit. Not
+            with the axis ``drop_cold``.
         progress: Told after every window.
 
     Raises:
@@ -127,6 +133,7 @@ def curve(
         limit=limit,
         output=output,
         reference=reference,
+        ray=ray,
         progress=progress,
     )
 
@@ -144,11 +151,14 @@ def curve_opening(
     limit: int | None = None,
     output: str | Path | None = None,
     reference: str | Path | None = None,
+    ray: str | None = None,
     progress: CurveCallback | None = None,
 ) -> Curve:
     """:func:`curve`, told how the models are opened in one piece."""
     opening.check()
     wanted = axes.checked(profile=profile is not None)
+    if ray is not None:
+        check_cluster(opening, in_steps=bool(wanted.drop_cold))
     named = _named(texts)
     if opening.revision is not None:
         # What is compared with it is of the same revision.
@@ -165,9 +175,11 @@ def curve_opening(
             limit=limit,
             work=work,
             reference=None if reference is None else Path(reference),
+            ray=ray,
         )
         run = _Run(task, wanted, profile, None if output is None else points_path(output), progress)
-        return run.finish()
+        with one_connection(ray):
+            return run.finish()
 
 
 def points_path(output: str | Path) -> Path:

@@ -16,7 +16,6 @@ from coterie.checkpoint import (
     Checkpoint,
     LaterTensors,
     LazyTensor,
-    Location,
     TensorInfo,
     UnreadTensor,
     WholeFile,
@@ -25,7 +24,6 @@ from coterie.checkpoint import (
 )
 from coterie.engine.fetching import FetchingExperts, open_origin
 from coterie.engine.linears import StoredLinears
-from coterie.errors import UsageError
 from coterie.extraction.quantising import SchemedExperts
 from coterie.hf.configs import (
     component_of_class,
@@ -38,8 +36,9 @@ from coterie.hf.configs import (
 from coterie.hf.context import context_shape
 from coterie.hf.parts import embedding_table, leaving
 from coterie.origins.store_component import store_component
-from coterie.origins.store_or_checkpoint import store_path
+from coterie.origins.store_or_checkpoint import find_model
 from coterie.origins.store_origin import tensors_about
+from coterie.origins.store_place import StorePlace
 from coterie.origins.stored_dense import checked_tensors, dense_headers
 from coterie.spec import BankKey, ExpertSource, RecordLayout
 from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
@@ -213,10 +212,10 @@ def open_source(
         CheckpointError, StoreError, UnsupportedError: As their packages say.
         UsageError: If the component is not in the store or model.
     """
-    store = _store(path, revision)
-    if store is not None:
-        return _store_source(store, component)
-    return _checkpoint_source(Checkpoint.open(path, component=component, revision=revision, offline=offline))
+    found = find_model(path, revision=revision, offline=offline)
+    if isinstance(found, StorePlace):
+        return _store_source(found, component)
+    return _checkpoint_source(Checkpoint.open(found, component=component))
 
 
 def with_fetching(partial: ModelSource, source: str | Path | None, *, offline: bool = False) -> ModelSource:
@@ -251,10 +250,10 @@ def text_component(path: str | Path, *, revision: str | None = None, offline: bo
     Raises:
         CheckpointError, StoreError, UnsupportedError: As :func:`open_source`.
     """
-    store = _store(path, revision)
-    if store is not None and store.manifest.model.component is not None:
+    found = find_model(path, revision=revision, offline=offline)
+    if isinstance(found, StorePlace) and found.look().manifest.model.component is not None:
         return None
-    config = load_config(_directory(path, store, revision, offline))
+    config = load_config(found.directory)
     whole, _ = resolve_model(config, None)
     return "thinker" if has_talker(config) and component_of_class(whole, config) == "text" else None
 
@@ -265,25 +264,8 @@ def model_directory(path: str | Path, *, revision: str | None = None, offline: b
     Raises:
         CheckpointError, StoreError, UnsupportedError, UsageError: As :func:`open_source`.
     """
-    return _directory(path, _store(path, revision), revision, offline)
-
-
-def _directory(path: str | Path, store: Store | None, revision: str | None, offline: bool) -> Path:
-    return Location.find(path, revision=revision, offline=offline).directory if store is None else store.path
-
-
-def _store(path: str | Path, revision: str | None) -> Store | None:
-    """The store that is named, opened; None if a checkpoint is."""
-    directory = store_path(path)
-    if directory is None:
-        return None
-    if revision is not None:
-        raise UsageError(
-            f"{directory.name} is a store: only repositories of the Hub have revisions.",
-            advice="Leave the revision out.",
-            revision=revision,
-        )
-    return Store.open(directory)
+    found = find_model(path, revision=revision, offline=offline)
+    return found.look().path if isinstance(found, StorePlace) else found.directory
 
 
 def _checkpoint_source(checkpoint: Checkpoint) -> ModelSource:
@@ -317,7 +299,8 @@ def _to_be_postponed(dense: Mapping[str, UnreadTensor]) -> dict[str, UnreadTenso
     }
 
 
-def _store_source(store: Store, component: str | None) -> ModelSource:
+def _store_source(place: StorePlace, component: str | None) -> ModelSource:
+    store = place.open()
     part = store_component(store, component)
     fill_known_gaps(part.config)
     headers = dense_headers(store)
@@ -328,7 +311,7 @@ def _store_source(store: Store, component: str | None) -> ModelSource:
         tensors = {name: info for name, info in tensors.items() if name not in linears.stored_names}
     return ModelSource(
         kind="store",
-        name=store.path.name,
+        name=place.name,
         directory=store.path,
         identity=store.manifest.model.identity,
         model_class=part.model_class,

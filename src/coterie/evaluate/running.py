@@ -209,7 +209,7 @@ def evaluate_opening(
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1 token, not {limit}.", got=limit)
     if ray is not None:
-        _check_cluster(opening, in_steps=in_steps)
+        check_cluster(opening, in_steps=in_steps)
     if in_steps or opening.drop_cold is not None:
         # What is prefetched depends on how fast the disk is, and then the result would, too.
         opening = replace(opening, prefetch="off")
@@ -282,8 +282,12 @@ def evaluate_opening(
     )
 
 
-def _check_cluster(opening: Opening, *, in_steps: bool) -> None:
+def check_cluster(opening: Opening, *, in_steps: bool) -> None:
     """Refuses what workers of a cluster cannot do.
+
+    Args:
+        opening: How models are opened.
+        in_steps: Whether tokens are computed one by one, in order.
 
     Raises:
         MissingPackageError: If Ray is not installed.

@@ -30,7 +30,8 @@ from coterie.files.regular import read_bounded
 from coterie.hf.configs import read_config
 from coterie.hf.prediction_heads import without_prediction_heads
 from coterie.origins import StoreOrigin
-from coterie.origins.store_or_checkpoint import store_path
+from coterie.origins.store_or_checkpoint import find_model
+from coterie.origins.store_place import StorePlace
 from coterie.origins.stored_dense import StoredLinear, dense_files
 from coterie.quant.dtypes import SAFETENSORS_DTYPES, tensor_bytes
 from coterie.spec import RECORD_ALIGNMENT, format_bytes, round_up
@@ -132,14 +133,14 @@ def export(
     check_new_name(checkpoint)
     if shard_limit < 1:
         raise UsageError(f"A file of weights cannot have {shard_limit} bytes.")
-    path = store_path(store)
-    if path is None:
+    found = find_model(store)
+    if not isinstance(found, StorePlace):
         raise UsageError(
             f"{store} is a checkpoint already.",
             advice="Export makes a checkpoint of a store: name a store.",
             path=store,
         )
-    origin = StoreOrigin.open(path)
+    origin, path = StoreOrigin.at(found), found.directory
     lossy = check_exportable(origin, dequantise=dequantise)
     if dequantise and not lossy:
         warnings.warn(f"{path} has no weights in a scheme of Coterie's: there is nothing to dequantise.", stacklevel=2)

@@ -20,7 +20,8 @@ from coterie.hf.modalities import served_modalities
 from coterie.origins import CheckpointOrigin, Origin, StoreOrigin
 from coterie.origins.pruned_origin import Kept, PrunedOrigin
 from coterie.origins.selection import KeptExperts, Selection
-from coterie.origins.store_or_checkpoint import store_path
+from coterie.origins.store_or_checkpoint import find_model
+from coterie.origins.store_place import StorePlace
 from coterie.origins.stored_dense import dense_files
 from coterie.spec import BankKey
 from coterie.store.syscalls import SystemCalls
@@ -107,7 +108,7 @@ def prune(
     _check_ranking(ranking, least)
     if workers is not None and workers < 1:
         raise UsageError(f"At least one worker is needed, not {workers}.")
-    origin = _open(model, component=component, revision=revision, offline=offline)
+    origin = _open(model, component=component, revision=revision, offline=offline, download=not dry_run)
     _check_complete(origin)
     request = PruneRequest(
         by=by,
@@ -188,16 +189,16 @@ def _check_ranking(ranking: str, least: int | None) -> None:
         raise UsageError(f"Every layer keeps at least one expert, not {least}.", got=least)
 
 
-def _open(model: str | Path, *, component: str | None, revision: str | None, offline: bool) -> Origin:
-    path = store_path(model)
-    if path is None:
-        return CheckpointOrigin.open(model, component=component, revision=revision, offline=offline)
-    if component is not None or revision is not None:
+def _open(model: str | Path, *, component: str | None, revision: str | None, offline: bool, download: bool) -> Origin:
+    found = find_model(model, revision=revision, offline=offline)
+    if not isinstance(found, StorePlace):
+        return CheckpointOrigin.open(found, component=component)
+    if component is not None:
         raise UsageError(
-            f"{path} is a store, and is pruned as it is.",
-            advice="Leave out --component and --revision. --keep thinker=75% prunes one component only.",
+            f"{found} is a store, and is pruned as it is.",
+            advice="Leave out --component. --keep thinker=75% prunes one component only.",
         )
-    return StoreOrigin.open(path)
+    return StoreOrigin.at(found, download=download)
 
 
 def _check_complete(origin: Origin) -> None:

@@ -28,7 +28,8 @@ from coterie.extraction.progress import ProgressCallback
 from coterie.extraction.quantising import check_smaller
 from coterie.files.naming import check_new_name
 from coterie.origins import StoreOrigin
-from coterie.origins.store_or_checkpoint import store_path
+from coterie.origins.store_or_checkpoint import find_model
+from coterie.origins.store_place import StorePlace
 from coterie.origins.stored_dense import dense_files
 from coterie.quant import lossy_scheme
 from coterie.spec.dense_schemes import REST, DenseRequest
@@ -109,8 +110,8 @@ def quantize(
         )
     if workers is not None and workers < 1:
         raise UsageError(f"At least one worker is needed, not {workers}.")
-    path = store_path(model)
-    if path is None:
+    found = find_model(model, offline=offline)
+    if not isinstance(found, StorePlace):
         return extract(
             model,
             store,
@@ -135,7 +136,7 @@ def quantize(
         calls=calls,
         calibration=None if calibration is None else calibration.of(model, offline=offline),
     )
-    origin = StoreOrigin.open(path)
+    origin = StoreOrigin.at(found, download=not dry_run)
     dense = origin.dense_schemes
     dense_wanted = settle_dense_schemes(origin, request, dense)
     have = {key: origin.store.scheme(key) for key in origin.keys()}
@@ -155,7 +156,7 @@ def quantize(
         check_smaller("Some experts are", old, new)
     changes += [(dense.of(part), dense_wanted.of(part)) for part in parts_with_linears(origin)]
     if any(old not in (NATIVE, new) for old, new in changes):
-        _warn_lossy(path)
+        _warn_lossy(found)
     if not dry_run:
         _check_dense(origin.store)
     report = make_store(
@@ -170,9 +171,9 @@ def quantize(
     return replace(report, seconds=monotonic() - start)
 
 
-def _warn_lossy(path: Path) -> None:
+def _warn_lossy(place: StorePlace) -> None:
     warnings.warn(
-        f"{path} is lossy already, and what it has lost stays lost: a store made of the checkpoint is better where a "
+        f"{place} is lossy already, and what it has lost stays lost: a store made of the checkpoint is better where a "
         "scheme changes, and 'coterie verify --against' the checkpoint will find differences.",
         stacklevel=3,
     )

@@ -134,7 +134,8 @@ def _what(fit: Fit) -> Iterator[str]:
 def _losses(fit: Fit) -> Iterator[str]:
     yield (
         "Mean KL divergence from the full model, in nats per token, with 95 % intervals, on text that was not "
-        "calibrated on. *Predicted* is what the allocation's expected error leads to expect beside the uniform store. "
+        "calibrated on. *Predicted* is what the errors of the experts that each text uses lead to expect beside the "
+        "uniform store. "
         "The ratio is paired, token by token."
     )
     yield ""

@@ -14,7 +14,8 @@ from coterie.extraction.allocation import Choice, ComponentChoices
 from coterie.fitting.report import Allocated, StoreFacts, Uniform
 from coterie.fitting.request import FitRequest
 from coterie.origins import CheckpointOrigin, Origin, StoreOrigin
-from coterie.origins.store_or_checkpoint import store_path
+from coterie.origins.store_or_checkpoint import find_model
+from coterie.origins.store_place import StorePlace
 from coterie.spec import ExpertKey
 from coterie.spec.parameters import weight_count
 from coterie.store import Store
@@ -47,14 +48,12 @@ class Source:
         Raises:
             CoterieError: If it cannot be opened.
         """
-        path = store_path(model)
+        found = find_model(model, revision=request.revision, offline=request.offline)
         origin: Origin
-        if path is not None:
-            origin = StoreOrigin.open(path)
+        if isinstance(found, StorePlace):
+            origin = StoreOrigin.at(found)
         else:
-            origin = CheckpointOrigin.open(
-                model, component=request.component, revision=request.revision, offline=request.offline
-            )
+            origin = CheckpointOrigin.open(found, component=request.component)
         return cls(model=model, origin=origin, request=request)
 
     @property
@@ -84,7 +83,12 @@ class Source:
         request = self.request
         if self.is_store:
             return quantize(
-                self.model, store, **how, dense_scheme=request.dense_scheme, offline=request.offline, progress=progress
+                self.origin.directory,
+                store,
+                **how,
+                dense_scheme=request.dense_scheme,
+                offline=request.offline,
+                progress=progress,
             )
         return extract(
             self.model,

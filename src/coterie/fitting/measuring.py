@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from coterie.evaluate.evaluation import ProgressCallback
 from coterie.evaluate.paired import PairedScores
 from coterie.extraction import ProgressCallback as BytesCallback
 from coterie.fitting.making import Source
-from coterie.fitting.report import Allocated, DomainFigures, Evaluated, SpeedFacts, Uniform, Verified
+from coterie.fitting.report import DomainFigures, Evaluated, SpeedFacts, Verified
 from coterie.fitting.request import FitRequest
 from coterie.generation.opened import OpenModel
 from coterie.inspection import verify
@@ -94,6 +94,7 @@ def evaluate_store(
         offline=request.offline,
         threads=request.threads,
         journal=journal,
+        ray=request.ray,
         progress=progress,
     )
     # Where the texts are for a while is nobody's business later.
@@ -104,30 +105,28 @@ def evaluate_store(
 def side_by_side(
     request: FitRequest,
     texts: Mapping[str, Path],
-    made: Allocated,
     found: Evaluation,
-    uniform: tuple[Uniform, Evaluation] | None,
+    uniform: Evaluation | None,
     journals: tuple[Path, Path],
+    expected: Mapping[str, float],
 ) -> Evaluated:
     """The figures of each domain, and of all of them together, beside the uniform store's.
 
     Args:
         request: What was asked for.
         texts: Domain → text, as they were evaluated.
-        made: The store.
-        found: Its evaluation.
-        uniform: The uniform store and its evaluation; None if there is none.
+        found: The store's evaluation.
+        uniform: The uniform store's; None if there is none.
         journals: The journals of both evaluations.
+        expected: Domain → how much farther from the full model than the uniform store it should be.
     """
     domains = list(texts)
     paired = None if uniform is None else PairedScores(*journals)
-    expected = None if uniform is None else _expected_ratio(made, uniform[0])
     asked = [number for number, domain in enumerate(domains) if domain in request.domains]
     named = " and ".join(domains[number] for number in asked)
 
     def figures(name: str, numbers: list[int], quality: Quality | None) -> DomainFigures:
         beside = None if paired is None else paired.compare(name, numbers)
-        known = not request.domains or set(numbers) <= set(asked)
         kld = None if quality is None or quality.comparison is None else quality.comparison.kld
         if kld is None:
             assert beside is not None, "several domains are counted together where two stores are compared"
@@ -137,7 +136,7 @@ def side_by_side(
             tokens=quality.tokens if quality is not None else sum(found.texts[number].tokens for number in numbers),
             kld=kld,
             same_top=None if quality is None or quality.comparison is None else quality.comparison.same_top,
-            predicted=expected * beside.other_kld.value if known and expected is not None and beside else None,
+            predicted=None if uniform is None else _predicted(uniform, expected, domains, numbers),
             uniform=None if beside is None else beside.other_kld,
             beside=beside,
         )
@@ -148,17 +147,21 @@ def side_by_side(
     if len(domains) > 1:
         rows.append(figures(ALL, list(range(len(domains))), found.total))
     decisive = rows[-1].domain if not asked or len(asked) == len(domains) or paired is None else named
-    return Evaluated(
-        evaluation=found, uniform=None if uniform is None else uniform[1], figures=tuple(rows), decisive=decisive
-    )
+    return Evaluated(evaluation=found, uniform=uniform, figures=tuple(rows), decisive=decisive)
 
 
-def _expected_ratio(made: Allocated, uniform: Uniform) -> float | None:
-    """The allocation's expected error beside that of the uniform store, which it was made least of."""
-    components = made.allocation.components
-    total = sum(one.weights for one in components)
-    error = sum(one.allocation.error * one.weights / total for one in components)
-    return error / uniform.error if uniform.error > 0 else None
+def _predicted(
+    uniform: Evaluation, expected: Mapping[str, float], domains: Sequence[str], numbers: Sequence[int]
+) -> float | None:
+    """The divergence that is expected of some texts together; None if nothing is of one of them."""
+    total = tokens = 0.0
+    for number in numbers:
+        text, ratio = uniform.texts[number], expected.get(domains[number])
+        if text.comparison is None or ratio is None:
+            return None
+        total += text.tokens * ratio * text.comparison.kld.value
+        tokens += text.tokens
+    return total / tokens
 
 
 def measure_speed(

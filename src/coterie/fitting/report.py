@@ -162,8 +162,9 @@ class DomainFigures:
         kld: Mean KL(full ‖ store) in nats per token, with its interval.
         same_top: Share of tokens for which both find the same one most likely; None of several domains together that
             are not all.
-        predicted: The divergence that the allocation's expected error leads to expect beside the uniform store's; None
-            where nothing is known: of domains that were not asked for while others were, and without a uniform store.
+        predicted: The divergence that is expected beside the uniform store's, by what the experts of both are off by
+            and how much the domain uses them; None where nothing is known: of domains whose text the profile does not
+            have, and without a uniform store.
         uniform: The uniform store's divergence.
         beside: The store beside the uniform one, paired.
     """

@@ -10,6 +10,7 @@ from math import isfinite
 from pathlib import Path
 
 from coterie.calibration import DEFAULT_TOKENS, default_texts
+from coterie.cluster.connection import check_ray
 from coterie.errors import UsageError
 from coterie.fitting.held_out import digest
 from coterie.spec import parse_bytes
@@ -45,6 +46,8 @@ class FitRequest:
         revision: Of a Hub repository.
         offline: Use only what is on this machine.
         threads: For compute.
+        ray: Address of a Ray cluster whose workers record, calibrate and evaluate, each within the ceiling while it
+            works; None to do all of it here. The result is the same.
     """
 
     memory: str | int
@@ -67,12 +70,14 @@ class FitRequest:
     revision: str | None = None
     offline: bool = False
     threads: int | None = None
+    ray: str | None = None
 
     def check(self) -> None:
         """Refuses what cannot be, whatever the model.
 
         Raises:
             UsageError: If a value is out of range, or there is nothing to record or to score.
+            MissingPackageError: If a cluster is named, and Ray is not installed.
         """
         parse_bytes(self.memory, what="memory")
         if self.work_memory is not None:
@@ -93,6 +98,8 @@ class FitRequest:
                 "Divergence is measured on texts.", advice="Questions about sounds and pictures go to --exact-match."
             )
         DenseRequest.parse(self.dense_scheme)
+        if self.ray is not None:
+            check_ray("Workers of a cluster")
 
     @property
     def memory_nbytes(self) -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from coterie.calibration import Calibration
+from coterie.cluster.workers import RemoteModel
 from coterie.errors import CoterieError, MemoryBudgetError, OutputError
 from coterie.evaluate.evaluation import EvaluationProgress
 from coterie.extraction import Allocation, Progress
@@ -21,6 +23,7 @@ from coterie.fitting.commands import advice, commands, verdict_of
 from coterie.fitting.costs import stage_plans, wanted_stages
 from coterie.fitting.making import make_allocated, make_uniform
 from coterie.fitting.measuring import evaluate_store, measure_speed, side_by_side, verify_store
+from coterie.fitting.predicting import expected_ratios
 from coterie.fitting.preparing import Prepared
 from coterie.fitting.report import (
     Allocated,
@@ -229,7 +232,6 @@ class _Run:
             offline=request.offline,
             threads=request.threads,
         )
-        opened = OpenModel.open(str(self._prepared.model), opening)
         done, work = 0, WorkDone(material)
         total = sum(one.work for one in material)
 
@@ -238,11 +240,22 @@ class _Run:
             done += work.add(nbytes)
             self._tell(self._at("recording", done, total, "tokens"))
 
+        with self._reading(opening) as model:
+            survey(model, self._profile, material, progress=tell)
+        return self._facts_of_profile(None)
+
+    @contextmanager
+    def _reading(self, opening: Opening) -> Iterator[OpenModel | RemoteModel]:
+        """The model that is run over the material: here, or by the workers of a cluster."""
+        path, ray = str(self._prepared.model), self._request.ray
+        if ray is not None:
+            yield RemoteModel(path=path, opening=opening, address=ray)
+            return
+        opened = OpenModel.open(path, opening)
         try:
-            survey(opened, self._profile, material, progress=tell)
+            yield opened
         finally:
             opened.runtime.close()
-        return self._facts_of_profile(None)
 
     def _facts_of_profile(self, named: str | None) -> ProfileFacts:
         usage = Usage.open(self._profile, self._source.origin.identity)
@@ -266,7 +279,10 @@ class _Run:
     def _calibration(self) -> Calibration:
         request = self._request
         return Calibration(
-            material=self._division.decides, tokens=request.calibration_tokens, memory=request.work_nbytes
+            material=self._division.decides,
+            tokens=request.calibration_tokens,
+            memory=request.work_nbytes,
+            ray=request.ray,
         )
 
     def _make(self, sizing: Sizing) -> Allocated:
@@ -302,10 +318,11 @@ class _Run:
             )
 
         found = evaluation(self._store, journals[0], "the store", partial=bool(made.allocation.facts.left_out))
-        other = None
+        other, expected = None, {}
         if uniform is not None:
-            other = uniform, evaluation(self._uniform, journals[1], "the uniform store", partial=False)
-        return side_by_side(self._request, texts, made, found, other, journals)
+            expected = expected_ratios(self._source.origin, self._profile, self._store, self._uniform, texts)
+            other = evaluation(self._uniform, journals[1], "the uniform store", partial=False)
+        return side_by_side(self._request, texts, found, other, journals, expected)
 
     def _measure(self, made: Allocated) -> SpeedFacts:
         return measure_speed(

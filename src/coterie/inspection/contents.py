@@ -22,7 +22,8 @@ from coterie.inspection.row_batching import RowsFacts, deciding_schemes, rows_fa
 from coterie.inspection.what_fits import process_nbytes
 from coterie.origins import CheckpointOrigin, StoreOrigin
 from coterie.origins.store_component import StoreComponent, store_component
-from coterie.origins.store_or_checkpoint import store_path
+from coterie.origins.store_or_checkpoint import find_model
+from coterie.origins.store_place import StorePlace
 from coterie.origins.stored_dense import dense_headers, stored_linears
 from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.spec import Batching, RecordLayout
@@ -81,28 +82,29 @@ def inspect(
         UsageError: If the model has no such component, there is no such scheme, or a store is to be looked at as if it
             had another one.
     """
-    path = store_path(model)
+    found = find_model(model, revision=revision, offline=offline)
     wanted = scheme is not None or dense_scheme is not None
-    if path is not None:
+    if isinstance(found, StorePlace):
         if wanted:
-            raise has_its_schemes(path)
-        return store_contents(Store.open(path), component).report
-    checkpoint = Checkpoint.open(model, component=component, revision=revision, offline=offline)
+            raise has_its_schemes(found)
+        return store_contents(found, component).report
+    checkpoint = Checkpoint.open(found, component=component)
     plan = plan_whole(CheckpointOrigin(checkpoint), scheme, dense_scheme) if wanted else None
     return checkpoint_contents(checkpoint, plan).report
 
 
-def has_its_schemes(path: Path) -> UsageError:
+def has_its_schemes(place: StorePlace) -> UsageError:
     """The refusal to look at a store as if it had other schemes."""
     return UsageError(
-        f"{path} is a store, and has its schemes.",
+        f"{place} is a store, and has its schemes.",
         advice="Leave the schemes out, or name the checkpoint to see what another store of it would hold.",
-        path=path,
+        path=place.directory,
     )
 
 
-def store_contents(store: Store, component: str | None = None) -> Contents:
+def store_contents(place: StorePlace, component: str | None = None) -> Contents:
     """What a store holds, or a component of it."""
+    store = place.look()
     manifest = store.manifest
     part = store_component(store, component)
     held = [bank for bank in manifest.banks if bank.key in part.banks]
@@ -126,7 +128,7 @@ def store_contents(store: Store, component: str | None = None) -> Contents:
         )
         for bank in held
     )
-    headers = dense_headers(store)
+    headers = place.headers(store)
     tensors = _dense_of(headers, part)
     dense_nbytes = sum(tensor.nbytes for tensor in tensors.values())
     disk_nbytes = sum(manifest.file_sizes.values()) + (store.path / MANIFEST).stat().st_size
@@ -143,7 +145,7 @@ def store_contents(store: Store, component: str | None = None) -> Contents:
     return _report(
         Model(
             kind="store",
-            model=str(store.path),
+            model=str(place),
             source=manifest.source.name,
             revision=manifest.source.revision,
             model_class=part.model_class.__name__,

@@ -12,6 +12,7 @@ from coterie.errors import CoterieError, StoreError
 from coterie.extraction.dense import dense_tensors
 from coterie.extraction.progress import Meter, ProgressCallback
 from coterie.extraction.tokenizer_check import store_tokenizer_problems, tokenizer_problems
+from coterie.files.naming import model_path
 from coterie.hf.tokenizer import embedding_rows
 from coterie.inspection.checkpoint_problems import checksum_problems, file_problems, open_problems
 from coterie.inspection.comparison import Comparison
@@ -19,8 +20,9 @@ from coterie.inspection.store_model import model_problems
 from coterie.origins import CheckpointOrigin, Origin
 from coterie.origins.pruned_origin import PrunedOrigin
 from coterie.origins.selection import Selection
-from coterie.origins.store_or_checkpoint import need_checkpoint, store_path
+from coterie.origins.store_or_checkpoint import find_model, need_checkpoint
 from coterie.origins.store_origin import tensors_about
+from coterie.origins.store_place import StorePlace
 from coterie.origins.stored_dense import dense_headers
 from coterie.store import Leftover, Problem, Store, verify_store
 from coterie.store.manifest_file import load_manifest
@@ -104,11 +106,14 @@ def verify(
         UnsupportedError: If the checkpoint's architecture is out of scope.
     """
     start = monotonic()
-    path = store_path(model)
+    is_here = model_path(model).is_dir()
+    found = find_model(model, revision=None if is_here else revision, offline=offline)
     if against is not None:
         need_checkpoint(against, "Compare with the checkpoint that the store was made from.")
-    if path is None:
-        return _verify_checkpoint(model, against, component, revision, offline, progress, start)
+    if not isinstance(found, StorePlace):
+        return _verify_checkpoint(model, found, against, component, revision, offline, progress, start)
+    path = found.directory
+    found.download()
     meter: Meter | None = None
 
     def checked(done: int, total: int) -> None:
@@ -127,7 +132,7 @@ def verify(
         if not problems:
             problems += model_problems(path)
         if against is not None:
-            other = _other(store, against, revision, offline)
+            other = _other(store, against, revision if is_here else None, offline)
             dense = sum(tensor.nbytes for tensor in dense_tensors(other, store.manifest.dense_schemes))
             comparison = Comparison(other, Meter("compare", 2 * (dense + store.manifest.expert_nbytes), progress))
             comparison.store(store)
@@ -135,7 +140,7 @@ def verify(
             problems += _news(comparison.problems, problems)
     return ModelVerification(
         kind="store",
-        model=str(path),
+        model=str(found),
         against=None if against is None else str(against),
         problems=tuple(problems),
         files=report.files,
@@ -166,6 +171,7 @@ def _other(store: Store, against: str | Path, revision: str | None, offline: boo
 
 def _verify_checkpoint(
     model: str | Path,
+    location: Location,
     against: str | Path | None,
     component: str | None,
     revision: str | None,
@@ -173,7 +179,6 @@ def _verify_checkpoint(
     progress: ProgressCallback | None,
     start: float,
 ) -> ModelVerification:
-    location = Location.find(model, revision=revision, offline=offline)
     problems, checked = checksum_problems(location, progress)
     problems += file_problems(location)
     checkpoint, found = open_problems(location, component, problems)

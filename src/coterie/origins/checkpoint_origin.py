@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from coterie.checkpoint import Checkpoint, TensorInfo
+from coterie.checkpoint import Checkpoint, Location, TensorInfo
 from coterie.hf.configs import read_config
 from coterie.hf.quantisation import Quantisation
 from coterie.origins.cut import Cut
@@ -48,7 +48,7 @@ class CheckpointOrigin:
     @classmethod
     def open(
         cls,
-        path_or_id: str | Path,
+        path_or_id: str | Path | Location,
         *,
         component: str | None = None,
         revision: str | None = None,

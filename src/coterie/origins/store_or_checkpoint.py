@@ -4,31 +4,42 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from coterie.checkpoint import Location
 from coterie.errors import UsageError
 from coterie.files.naming import IN_PACKAGE, check_name, model_path
 from coterie.files.other_programs import no_model
+from coterie.origins.store_place import StorePlace
 from coterie.store import Store, is_store, is_unfinished
 
 
-def store_path(model: str | Path) -> Path | None:
-    """The directory of the store that ``model`` names, or None if it names a checkpoint.
+def find_model(model: str | Path, *, revision: str | None = None, offline: bool = False) -> StorePlace | Location:
+    """The store or the checkpoint that a name means. Of a Hub id the small files are downloaded, and no weights.
+
+    Args:
+        model: A store, a checkpoint directory, a Hub id, or ``bundled``.
+        revision: Branch, tag or commit of a Hub repository.
+        offline: Use only what is on this machine.
 
     Raises:
         StoreNotFoundError: If it is a directory with an unfinished store, or with neither.
         UsageError, UnsupportedError, CheckpointNotFoundError: If it is no name of a model, or of one in another format.
+        CheckpointFileError: If a small file cannot be downloaded.
     """
-    if model in IN_PACKAGE:
-        return None
-    check_name(model)
-    path = model_path(model)
-    if is_store(path):
-        return path
-    if path.is_dir():
-        if is_unfinished(path):
-            Store.open(path)  # says so
-        if not (path / "config.json").exists():
-            raise no_model(path)
-    return None
+    if model not in IN_PACKAGE:
+        check_name(model)
+        path = model_path(model)
+        if is_store(path):
+            _refuse_revision(path, revision)
+            return StorePlace(directory=path.absolute(), name=path.absolute().name)
+        if path.is_dir():
+            if is_unfinished(path):
+                Store.open(path)  # says so
+            if not (path / "config.json").exists():
+                raise no_model(path)
+    location = Location.find(model, revision=revision, offline=offline)
+    if location.holds_store:
+        return StorePlace(directory=location.directory, name=location.name, repository=location.repository)
+    return location
 
 
 def need_checkpoint(checkpoint: str | Path, advice: str) -> None:
@@ -43,3 +54,12 @@ def need_checkpoint(checkpoint: str | Path, advice: str) -> None:
     """
     if is_store(model_path(checkpoint)):
         raise UsageError(f"{checkpoint} is a store, and a checkpoint is needed here.", advice=advice, path=checkpoint)
+
+
+def _refuse_revision(store: Path, revision: str | None) -> None:
+    if revision is not None:
+        raise UsageError(
+            f"{store.name} is a store: only repositories of the Hub have revisions.",
+            advice="Leave the revision out.",
+            revision=revision,
+        )

@@ -26,6 +26,7 @@ from coterie.hf.shapes import check_shapes
 from coterie.hf.skeleton import build_skeleton
 from coterie.origins.cut import Cut
 from coterie.origins.origin import OriginBank, OriginModel
+from coterie.origins.store_place import StorePlace
 from coterie.origins.stored_dense import StoredLinear, dense_headers, stored_linears
 from coterie.quant.dtypes import SAFETENSORS_DTYPES
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
@@ -77,6 +78,22 @@ class StoreOrigin:
         """
         store = Store.open(path)
         return cls.of(store, dense_headers(store))
+
+    @classmethod
+    def at(cls, place: StorePlace, *, experts: bool = True, download: bool = True) -> StoreOrigin:
+        """Opens a store where it was found.
+
+        Args:
+            place: Where.
+            experts: Whether experts will be read, too: of a store on the Hub they are downloaded then.
+            download: Whether anything will be read at all, but for headers.
+
+        Raises:
+            CheckpointFileError: If it is on the Hub, and cannot be downloaded.
+            StoreError, LoadError: As :meth:`open`.
+        """
+        store = place.open(experts=experts) if download else place.look()
+        return cls.of(store, place.headers(store))
 
     @classmethod
     def of(cls, store: Store, headers: Mapping[str, TensorInfo]) -> StoreOrigin:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from coterie.checkpoint import TensorInfo, WholeFile, read_header
 from coterie.errors import ReadError
@@ -58,8 +59,14 @@ def stored_linears(tensors: Mapping[str, TensorInfo], schemes: DenseSchemes) -> 
     return dict(sorted(found.items()))
 
 
-def dense_headers(store: Store) -> dict[str, TensorInfo]:
+def dense_headers(
+    store: Store, elsewhere: Mapping[str, Mapping[str, TensorInfo]] = MappingProxyType({})
+) -> dict[str, TensorInfo]:
     """Everything that is not an expert, by name; only headers are read, nothing is compared with a checksum.
+
+    Args:
+        store: The store.
+        elsewhere: Of dense files that are not here, what their headers say, by file.
 
     Raises:
         CheckpointFileError: If a header is not one.
@@ -68,6 +75,9 @@ def dense_headers(store: Store) -> dict[str, TensorInfo]:
     found: dict[str, TensorInfo] = {}
     for facts in store.manifest.dense:
         path = store.path / facts.file
+        if facts.file in elsewhere:
+            found.update(elsewhere[facts.file])
+            continue
         tensors = read_header(path)
         stamp = store.stamps.get(facts.file)
         for info in tensors.values():

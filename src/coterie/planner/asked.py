@@ -9,17 +9,16 @@ from pathlib import Path
 from coterie.checkpoint import Checkpoint
 from coterie.errors import CoterieError
 from coterie.extraction.whole import plan_whole
-from coterie.files.naming import resolve_path
 from coterie.hf.configs import has_talker
 from coterie.inspection.contents import Contents, checkpoint_contents, has_its_schemes, store_contents
 from coterie.origins import CheckpointOrigin
-from coterie.origins.store_or_checkpoint import store_path
+from coterie.origins.store_or_checkpoint import find_model
+from coterie.origins.store_place import StorePlace
 from coterie.planner.known_models import known_divergence
 from coterie.planner.machine import Tell
 from coterie.planner.subject import Subject
 from coterie.spec import SCHEME_NAMES
 from coterie.spec.encodings import NATIVE
-from coterie.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +60,14 @@ def open_asked(
     offline: bool = False,
 ) -> Asked:
     """Reads manifests and headers; the arguments are those of :func:`coterie.planner.plan`."""
-    path = store_path(model)
+    found = find_model(model, revision=revision, offline=offline)
     wanted = scheme is not None or dense_scheme is not None
-    if path is not None:
+    if isinstance(found, StorePlace):
         if wanted:
-            raise has_its_schemes(path)
-        contents = store_contents(Store.open(path), component)
-        return Asked(name=str(model), contents=contents, planned=False, checkpoint=None, place=path)
-    checkpoint = Checkpoint.open(resolve_path(model), component=component, revision=revision, offline=offline)
+            raise has_its_schemes(found)
+        contents = store_contents(found, component)
+        return Asked(name=str(model), contents=contents, planned=False, checkpoint=None, place=found.directory)
+    checkpoint = Checkpoint.open(found, component=component)
     plan = plan_whole(CheckpointOrigin(checkpoint), scheme, dense_scheme) if wanted else None
     return Asked(
         name=str(model),

@@ -16,7 +16,6 @@ from coterie.planner import words
 from coterie.planner.asked import Asked, OtherPrecision, download_nbytes, open_asked, other_precisions, schemes_of
 from coterie.planner.basis import MISSING, by_probe, by_profile, check_basis, domain_plans, without_text
 from coterie.planner.forecast import Forecast
-from coterie.planner.hit_rates import HitRates
 from coterie.planner.known_models import known_divergence
 from coterie.planner.machine import Machine, Tell, measure_machine, silent
 from coterie.planner.probe import PROBE_TOKENS
@@ -102,8 +101,17 @@ def plan(
     place = nearest_directory(asked.place if disk is None else Path(disk))
     if machine is None and measure:
         machine = _measured(place, [subject, *(other.subject for other in others)], tell)
-    hit_rates = without_text(subject, eviction)
-    if probe is not None:
+    made = Forecast(
+        subject=subject,
+        hit_rates=without_text(subject, eviction),
+        context=context or asked.contents.context,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+        machine=machine,
+        process=process,
+    )
+    # Where the model runs in no budget, there are no hits to forecast, and a probe could not run either.
+    if probe is not None and any(made.fit(budget).enough for budget in budgets):
         tell("running the probe's text through the model")
         opening = Opening(
             memory=min(max(budgets), default_memory_budget()),
@@ -113,18 +121,9 @@ def plan(
             revision=revision,
             offline=offline,
         )
-        hit_rates = by_probe(asked, probe, opening, subject, eviction)
+        made = replace(made, hit_rates=by_probe(asked, probe, opening, subject, eviction))
     if profile is not None:
-        hit_rates = by_profile(asked, profile, domains, subject, eviction)
-    made = Forecast(
-        subject=subject,
-        hit_rates=hit_rates,
-        context=context or asked.contents.context,
-        prompt_tokens=prompt_tokens,
-        answer_tokens=answer_tokens,
-        machine=machine,
-        process=process,
-    )
+        made = replace(made, hit_rates=by_profile(asked, profile, domains, subject, eviction))
     report = asked.contents.report
     runs = words.store_name(asked.name, scheme or NATIVE) if asked.planned else asked.name
 
@@ -165,7 +164,7 @@ def plan(
         attainable=memory_limits().attainable,
         budgets=by_budget,
         domains=() if profile is None else domain_plans(made, by_budget),
-        precisions=tuple(_precision(other, made, hit_rates, budgets[0]) for other in others),
+        precisions=tuple(_precision(other, made, budgets[0]) for other in others),
         disk=_disk_need(asked, place, machine),
         all_experts=all_experts,
         knee=made.knee(all_experts),
@@ -256,8 +255,8 @@ def _budget(forecast: Forecast, memory: int, longest: int | None, command: str) 
     )
 
 
-def _precision(other: OtherPrecision, forecast: Forecast, hit_rates: HitRates, memory: int) -> PrecisionPlan:
-    there = replace(forecast, subject=other.subject, hit_rates=hit_rates)
+def _precision(other: OtherPrecision, forecast: Forecast, memory: int) -> PrecisionPlan:
+    there = replace(forecast, subject=other.subject)
     fit = there.fit(memory)
     share = there.share(fit) if fit.enough else 0.0
     speed = there.speed(share) if fit.enough else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from coterie.errors import StoreFormatError
 from coterie.files.regular import read_bounded
 from coterie.store import names
+from coterie.store.from_hub import blob_of
 from coterie.store.manifest import Manifest
 from coterie.store.manifest_file import check_file
 from coterie.store.safetensors_file import MAX_HEADER_BYTES, MAX_TENSORS, read_header
@@ -26,12 +27,12 @@ def dense_problems(root: Path, manifest: Manifest) -> Iterator[StoreFormatError]
     for facts in manifest.dense:
         path = root / facts.file
         try:
-            check_file(root, facts.file, facts.nbytes)
+            stamp = check_file(root, facts.file, facts.nbytes)
         except StoreFormatError:
             readable = False
             continue  # whoever compares sizes and checksums has said so
         try:
-            header = read_header(path)
+            header = read_header(path, links=stamp.links)
         except StoreFormatError as error:
             readable = False
             yield error
@@ -50,13 +51,13 @@ def dense_problems(root: Path, manifest: Manifest) -> Iterator[StoreFormatError]
         for name, what in dense_scheme_problems(manifest.dense_schemes.lossy, facts_of):
             yield format_error(root / shard_of[name], "R32", f"header.{name[:80]}", what)
     if manifest.dense_index is not None and readable:
-        yield from _index_problems(root / names.DENSE_INDEX, shard_of)
+        yield from _index_problems(root / names.DENSE_INDEX, blob_of(root, root / names.DENSE_INDEX), shard_of)
 
 
-def _index_problems(path: Path, shard_of: dict[str, str]) -> Iterator[StoreFormatError]:
+def _index_problems(path: Path, blob: Path | None, shard_of: dict[str, str]) -> Iterator[StoreFormatError]:
     try:
-        root = parse_json(read_bounded(path, MAX_HEADER_BYTES, links=False), path, rule="R25")
-        value = root.fields("metadata", "weight_map")
+        found = parse_json(read_bounded(blob or path, MAX_HEADER_BYTES, links=False), path, rule="R25")
+        value = found.fields("metadata", "weight_map")
         value["metadata"].fields("total_size")["total_size"].integer(0)
         weight_map = {name: node.text() for name, node in value["weight_map"].members(limit=MAX_TENSORS)}
     except StoreFormatError as error:

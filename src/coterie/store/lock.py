@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from coterie.errors import StoreBusyError
+from coterie.errors import StoreBusyError, StoreError
 from coterie.store import names
 from coterie.store.disk import Disk, explained
+from coterie.store.from_hub import blobs_of
 
 
 class WriterLock:
@@ -17,10 +18,16 @@ class WriterLock:
 
     Raises:
         StoreBusyError: If another writer holds it; names its process id.
-        StoreError: If the lock file cannot be made.
+        StoreError: If the lock file cannot be made, or the store is in the Hub's cache.
     """
 
     def __init__(self, disk: Disk) -> None:
+        if blobs_of(disk.root) is not None:
+            raise StoreError(
+                f"{disk.root} is in the Hub's cache, where a store stays as it was published.",
+                advice="Download it into a directory of your own with `hf download ID --local-dir DIR`, and use that.",
+                path=disk.root,
+            )
         self._disk = disk
         self._path = disk.path(names.LOCK)
         self._fd: int | None = None

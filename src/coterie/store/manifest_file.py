@@ -12,6 +12,7 @@ from coterie.errors import StoreError, StoreNotFoundError
 from coterie.files.regular import regular_file
 from coterie.spec import FileStamp
 from coterie.store import names
+from coterie.store.from_hub import blob_of, is_regular
 from coterie.store.manifest import Manifest
 from coterie.store.manifest_json import MAX_MANIFEST_BYTES, parse_manifest
 from coterie.store.strict_json import format_error
@@ -19,8 +20,9 @@ from coterie.store.strict_json import format_error
 
 def is_store(path: Path | str) -> bool:
     """Whether a directory has a manifest, which is written last: without one it is no (finished) store."""
+    root = Path(path)
     try:
-        return stat.S_ISREG((Path(path) / names.MANIFEST).lstat().st_mode)
+        return is_regular(root, root / names.MANIFEST)
     except (OSError, ValueError):
         return False
 
@@ -40,9 +42,9 @@ def load_manifest(root: Path) -> tuple[Manifest, str]:
     """
     path = root / names.MANIFEST
     try:
-        if not stat.S_ISREG(path.lstat().st_mode):
+        if not is_regular(root, path):
             raise format_error(path, "R1", "the file itself", "not a regular file")
-        with regular_file(path, links=False) as file:
+        with regular_file(blob_of(root, path) or path, links=False) as file:
             found = os.fstat(file.fileno()).st_size
             if found > MAX_MANIFEST_BYTES:
                 what = f"{found} bytes, more than the limit of {MAX_MANIFEST_BYTES}"
@@ -88,6 +90,8 @@ def _not_found(root: Path) -> StoreNotFoundError:
 def check_file(root: Path, name: str, nbytes: int) -> FileStamp:
     """Checks that a file of the manifest is a regular file of this size, reached without symbolic links (rule R20).
 
+    In a snapshot of the Hub's cache the file may be a link to a content of the same repository.
+
     Args:
         root: The store; it may itself be reached through links.
         name: Relative name from a checked manifest, hence without ``..``.
@@ -101,16 +105,20 @@ def check_file(root: Path, name: str, nbytes: int) -> FileStamp:
     """
     path = root
     parts = PurePosixPath(name).parts
+    linked = False
     for index, part in enumerate(parts):
         path = path / part
+        wanted = stat.S_ISREG if index == len(parts) - 1 else stat.S_ISDIR
         try:
             found = path.lstat()
+            blob = blob_of(root, path) if stat.S_ISLNK(found.st_mode) and wanted is stat.S_ISREG else None
+            linked = blob is not None
+            found = found if blob is None else blob.lstat()
         except OSError as error:
             raise format_error(root / name, "R20", "the file itself", f"missing: {error.strerror}") from error
-        wanted = stat.S_ISREG if index == len(parts) - 1 else stat.S_ISDIR
         if not wanted(found.st_mode):
             what = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a plain file or directory"
             raise format_error(root / name, "R20", "the file itself", f"{path} is {what}")
     if found.st_size != nbytes:
         raise format_error(root / name, "R20", "the file itself", f"{found.st_size} bytes instead of {nbytes}")
-    return FileStamp.of(found, links=False)
+    return FileStamp.of(found, links=linked)

@@ -39,8 +39,12 @@ class Store:
         }
 
     @classmethod
-    def open(cls, path: Path | str) -> Store:
+    def open(cls, path: Path | str, *, elsewhere: Collection[str] = ()) -> Store:
         """Opens the store at ``path``.
+
+        Args:
+            path: The directory.
+            elsewhere: Tensor files that are not here yet: they are not looked at, and cannot be read.
 
         Raises:
             StoreNotFoundError: If there is no store, or only an unfinished one; says what is there instead.
@@ -50,7 +54,8 @@ class Store:
         """
         root = Path(path).absolute()
         manifest, _ = load_manifest(root)
-        stamps = {file: check_file(root, file, nbytes) for file, nbytes in manifest.file_sizes.items()}
+        here = {file: nbytes for file, nbytes in manifest.file_sizes.items() if file not in elsewhere}
+        stamps = {file: check_file(root, file, nbytes) for file, nbytes in here.items()}
         for facts in manifest.files:
             check_whole(root, facts, stamps[facts.file])
         return cls(root, manifest, stamps)

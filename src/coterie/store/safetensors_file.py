@@ -92,14 +92,18 @@ def build_header(
     return data, SafetensorsHeader(tensors=entries, metadata=metadata or {}, data_start=start, nbytes=start + end)
 
 
-def read_header(path: Path) -> SafetensorsHeader:
+def read_header(path: Path, *, links: bool = False) -> SafetensorsHeader:
     """Reads and checks the header of a file, and that the data part is exactly what it says.
+
+    Args:
+        path: The file.
+        links: Whether it may be a link: only where :func:`~coterie.store.manifest_file.check_file` found that out.
 
     Raises:
         StoreFormatError: If rule R21, R22 or R23 is broken.
         OSError: If the file cannot be read.
     """
-    with regular_file(path, links=False) as file:
+    with regular_file(path, links=links) as file:
         try:
             header = read_header_text(file, MAX_HEADER_BYTES)
         except HeaderProblem as problem:

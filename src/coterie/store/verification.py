@@ -15,9 +15,10 @@ import xxhash
 from coterie.errors import StoreFormatError
 from coterie.files.below import files_below
 from coterie.records import FileChanged, LocalFile, piece_buffer, pieces
-from coterie.spec import OpenBytes
+from coterie.spec import FileStamp, OpenBytes
 from coterie.store import names
 from coterie.store.dense_index import dense_problems
+from coterie.store.from_hub import is_from_hub, is_of_repository
 from coterie.store.leftovers import Leftover, find_leftover
 from coterie.store.manifest import FileFacts, Manifest, Record, Segment
 from coterie.store.manifest_file import check_file, load_manifest
@@ -127,12 +128,12 @@ class _Verification:
         )
 
     def _check_segment(self, segment: Segment) -> None:
-        file = self._usable(segment.file, segment.nbytes)
+        file, stamp = self._usable(segment.file, segment.nbytes)
         if file is None:
             return
         largest = max(record.nbytes for record in segment.records)
         with closing(file), piece_buffer(largest) as buffer:
-            self._check_segment_header(segment)
+            self._check_segment_header(segment, links=stamp is not None and stamp.links)
             for record in segment.records:
                 try:
                     self._check_record(file, segment, record, buffer)
@@ -144,9 +145,9 @@ class _Verification:
                     self._report("missing", segment.file, f"expert {record.expert:05d}", "R20", _unreadable(error))
             self._advance(segment.records[0].offset)
 
-    def _check_segment_header(self, segment: Segment) -> None:
+    def _check_segment_header(self, segment: Segment, *, links: bool) -> None:
         try:
-            header = read_header(self._root / segment.file)
+            header = read_header(self._root / segment.file, links=links)
         except StoreFormatError as error:
             self._add(_from_error(self._root, error))
             return
@@ -180,7 +181,7 @@ class _Verification:
             self._report("malformed", segment.file, place, "R26", "padding is not zero")
 
     def _check_whole(self, facts: FileFacts) -> None:
-        file = self._usable(facts.file, facts.nbytes)
+        file, _ = self._usable(facts.file, facts.nbytes)
         if file is None:
             return
         digest = xxhash.xxh3_128()
@@ -205,8 +206,9 @@ class _Verification:
     def _check_others(self) -> None:
         """What is in the directory beside the store's own files."""
         known = {names.MANIFEST, *self._manifest.file_sizes}
+        from_hub = is_from_hub(self._root)
         for name in files_below(self._root):
-            if name in known:
+            if name in known or (from_hub and is_of_repository(name)):
                 continue
             try:
                 leftover = find_leftover(self._root, self._manifest, name)
@@ -220,17 +222,16 @@ class _Verification:
             else:
                 self._leftovers.append(leftover)
 
-    def _usable(self, name: str, nbytes: int) -> OpenBytes | None:
-        """The opened file; None, with a problem noted, if it is not what the manifest says."""
+    def _usable(self, name: str, nbytes: int) -> tuple[OpenBytes | None, FileStamp | None]:
+        """The opened file and its stamp; None, with a problem noted, if it is not what the manifest says."""
         try:
             stamp = check_file(self._root, name, nbytes)
-            return LocalFile(self._root / name, stamp).open("in order")
+            return LocalFile(self._root / name, stamp).open("in order"), stamp
         except StoreFormatError as error:
             self._add(_from_error(self._root, error))
-            return None
         except OSError as error:
             self._report("missing", name, "the file itself", "R20", _unreadable(error))
-            return None
+        return None, None
 
     def _pieces(
         self, file: OpenBytes, offset: int, nbytes: int, buffer: memoryview | None = None

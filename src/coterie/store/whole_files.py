@@ -1,4 +1,4 @@
-"""Files of a store beside its weights, compared with their checksums as a whole."""
+"""Files of a store compared with their checksums, up to the first that differs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import xxhash
 
 from coterie.errors import ChecksumError, ReadError
-from coterie.records import LocalFile
+from coterie.records import LocalFile, pieces
 from coterie.spec import FileStamp
-from coterie.store.manifest import FileFacts
+from coterie.store.manifest import FileFacts, Segment
 
 _PIECE = 4 << 20
 
@@ -51,3 +51,29 @@ def check_whole(root: Path, facts: FileFacts, stamp: FileStamp | None) -> None:
             expected=facts.checksum,
             got=digest.hexdigest(),
         )
+
+
+def check_records(root: Path, segment: Segment, stamp: FileStamp | None) -> None:
+    """Compares all experts of a file with their checksums (rule R27). Arguments and errors as :func:`check_whole`."""
+    path = root / segment.file
+    try:
+        with closing(LocalFile(path, stamp).open("in order")) as file:
+            for record in segment.records:
+                digest = xxhash.xxh3_128()
+                for piece in pieces(file, record.offset, record.nbytes):
+                    digest.update(piece)
+                if digest.hexdigest() != record.checksum:
+                    raise ChecksumError(
+                        f"{path} differs from its checksum at expert {record.expert}: expected {record.checksum}, got "
+                        f"{digest.hexdigest()}.",
+                        advice="It is damaged: extract the store again.",
+                        path=path,
+                        expected=record.checksum,
+                        got=digest.hexdigest(),
+                    )
+    except OSError as error:
+        raise ReadError(
+            f"{path} cannot be read: {error.strerror or error}.",
+            advice="Check the disk and its permissions.",
+            path=path,
+        ) from error

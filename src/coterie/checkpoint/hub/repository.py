@@ -14,7 +14,7 @@ from huggingface_hub import constants, hf_hub_url
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import tqdm, validate_repo_id
 
-from coterie.checkpoint.formats import SIDE_FILES, unread_format
+from coterie.checkpoint.formats import SIDE_FILES, STORE, unread_format
 from coterie.checkpoint.headers import TensorInfo
 from coterie.checkpoint.hub.attempts import PATIENCE, Attempts
 from coterie.checkpoint.hub.cache import RepositoryCache
@@ -56,6 +56,11 @@ class Repository:
     def directory(self) -> Path:
         """Where its files are, or will be."""
         return self.cache.snapshot(self.commit)
+
+    @property
+    def holds_store(self) -> bool:
+        """Whether it holds a store, and not a checkpoint."""
+        return self.has(STORE)
 
     def has(self, name: str) -> bool:
         """Whether the repository has a file, here or at the Hub."""
@@ -165,7 +170,8 @@ class Repository:
             )
         if name not in self.listing.files:
             raise CheckpointFileError(
-                f"{self.repo_id} has no {name} at {self.commit[:12]}, which its index names.",
+                f"{self.repo_id} has no {name} at {self.commit[:12]}, which its "
+                f"{'manifest' if self.holds_store else 'index'} names.",
                 advice="The repository is not complete; tell its owner, or choose another --revision.",
                 path=self.directory / name,
                 repo_id=self.repo_id,
@@ -233,7 +239,7 @@ def find_repository(repo_id: str, *, revision: str | None = None, offline: bool 
         _log.warning("%s: %s. What the cache has of it is used (commit %s).", repo_id, error.cause, commit[:12])
         return Repository(repo_id=repo_id, commit=commit, listing=None, cache=cache)
     problem = unread_format(repo_id, listing.files, base_models=listing.base_models)
-    if problem is not None:
+    if problem is not None and STORE not in listing.files:
         raise problem
     cache.remember(revision, listing.commit)
     cache.remove_stale()

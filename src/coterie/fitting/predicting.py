@@ -1,0 +1,90 @@
+"""What a store's divergence should be beside that of a uniform one: from what the experts of both are off by."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from coterie.extraction.allocation.choosing import ABSENCE
+from coterie.origins import Origin, StoreOrigin
+from coterie.profiles import Usage, error_weights
+from coterie.profiles.usage import Floats
+from coterie.spec import BankKey, ExpertKey
+from coterie.spec.encodings import SCHEME_FORMATS, schemes_named
+from coterie.store.manifest import PARTS_OF_ONE
+
+
+def expected_ratios(
+    origin: Origin, profile: str | Path, store: Path, uniform: Path, domains: Iterable[str]
+) -> dict[str, float]:
+    """How much farther than a uniform store a store should be from the full model, on text of each domain.
+
+    Every expert is off by a share of what it computes, which calibration has measured. The sum of these, each times the
+    expert's share of its layer's energy on text of the domain, is what the domain's tokens notice. A small divergence
+    grows with the square of what outputs are off by, and these are squares: the ratio of the sums is that of the
+    divergences.
+
+    Args:
+        origin: What both were made of.
+        profile: What its experts do.
+        store: The store.
+        uniform: The uniform one.
+        domains: Names of domains.
+
+    Returns:
+        Domain → the ratio. Domains whose text the profile does not know are left out.
+    """
+    usage = Usage.open(profile, origin.identity)
+    ours, theirs = errors_of(store), errors_of(uniform)
+    found: dict[str, float] = {}
+    for domain in domains:
+        weights = _energies(usage, origin, domain)
+        other = _sum(weights, theirs)
+        if other > 0:
+            found[domain] = _sum(weights, ours) / other
+    return found
+
+
+def errors_of(store: Path) -> dict[ExpertKey, float]:
+    """What each expert that is in a store is off by: the squared error of its output, as a share of the square of it.
+
+    It is the sum of what its matrices are off by. An expert of whose inputs calibration knew nothing is taken to be off
+    by as much as the others in its scheme.
+    """
+    origin = StoreOrigin.open(store)
+    found: dict[ExpertKey, float] = {}
+    known: defaultdict[str, list[float]] = defaultdict(list)
+    unknown: list[ExpertKey] = []
+    for key in origin.keys():
+        errors, scheme = origin.errors(key), origin.scheme(key)
+        if errors is not None:
+            found[key] = len(errors.weights) * errors.output / PARTS_OF_ONE
+            known[scheme].append(found[key])
+        elif any(name in SCHEME_FORMATS for name in schemes_named(scheme)):
+            unknown.append(key)
+        else:
+            found[key] = 0.0
+    every = [error for errors in known.values() for error in errors]
+    for key in unknown:
+        like = known[origin.scheme(key)] or every
+        found[key] = sum(like) / len(like) if like else 0.0
+    return found
+
+
+def _energies(usage: Usage, origin: Origin, domain: str) -> Mapping[BankKey, Floats]:
+    """[E] of each bank: the experts' shares of its energy on text of a domain; no bank that is not for text."""
+    rows = [row for row, group in enumerate(usage.groups) if (group.modality, group.domain) == ("text", domain)]
+    tables = {bank: usage.banks[bank] for bank in origin.model.banks if bank in usage.banks}
+    banks = [bank for bank, table in tables.items() if table.reap_counts[rows].any()]
+    if not banks:
+        return {}
+    return error_weights(usage, banks, {}, domains=(domain,), modalities=("text",)).weights
+
+
+def _sum(weights: Mapping[BankKey, Floats], errors: Mapping[ExpertKey, float]) -> float:
+    return sum(
+        float(weight) * errors.get(bank.expert(expert), ABSENCE)
+        for bank, of in weights.items()
+        for expert, weight in enumerate(of)
+    )
