@@ -243,6 +243,10 @@ def main() -> int:
     parser.add_argument("--llama-source", type=Path, help="a source tree of llama.cpp to use")
     parser.add_argument("--llama-build", type=Path, help="a build directory of llama.cpp to use, or to build in")
     given = parser.parse_args()
+    if "streaming" not in given.parts and (given.big_moe or given.before):
+        parser.error("--big-moe and --before belong to the part 'streaming', which --parts leaves out")
+    if given.big_moe is None and (given.big_moe_cache or given.big_moe_overlap):
+        parser.error("--big-moe-cache and --big-moe-overlap need --big-moe")
     # Killed politely, it still ends what it has started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated."))
     sizes = QUICK if given.quick else FULL
