@@ -206,11 +206,11 @@ def test_what_was_found_without_the_cache_counts_as_hits(open_cache):
     bring(cache, KEYS[:4])
     view = cache.view(BANK, 8)
     hits = cache.stats().hits
-    view.prediction_over(me())
+    view.asked(me())
     view.note([0, 1])
     assert cache.stats().hits == hits + 2
     bring(cache, KEYS[4:6])
     assert [view.try_hold([expert], me()) is not None for expert in range(6)] == [True, True, False, False, True, True]
     cache.close()
     with pytest.raises(UsageError, match="closed"):
-        view.prediction_over(me())
+        view.asked(me())

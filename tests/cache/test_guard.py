@@ -86,7 +86,7 @@ def test_a_child_is_told_where_it_goes_on_with_a_view(cache):
     bring(cache, KEYS)
     view = cache.view(BANK, 2)
     assert in_child(cache, lambda: view.try_hold([0], me())) == TOLD
-    assert in_child(cache, lambda: view.prediction_over(me())) == TOLD
+    assert in_child(cache, lambda: view.asked(me())) == TOLD
 
 
 def test_a_child_is_told_where_it_would_look_for_itself(cache):

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from coterie.cache import ExpertCache, ReadTimes
-from coterie.errors import ReadError
+from coterie.errors import ReadError, UsageError
 
 from .sources import (
     PATIENCE_S,
@@ -26,12 +26,23 @@ from .sources import (
 KEYS = keys_of(12)
 
 
+class ToldWhenRead(TinySource):
+    """One whose reads are told of when they begin, and not when they are prepared."""
+
+    def extents(self, key):
+        return None
+
+    def read_into(self, key, record):
+        self._note(key)
+        return super().read_into(key, record)
+
+
 @pytest.fixture
 def make(tmp_path):
     caches = []
 
     def make(slots, before_read=None, **options):
-        source = TinySource.uniform(tmp_path, 12, before_read=before_read)
+        source = ToldWhenRead.uniform(tmp_path, 12, before_read=before_read, kind="decoded")
         caches.append(ExpertCache(source, capacity=slots * SMALL.nbytes, **options))
         return caches[-1]
 
@@ -67,7 +78,7 @@ def test_a_right_prediction_makes_a_later_lease_a_hit(make):
     assert (stats.hits, stats.bytes_read) == (3, 0)
     stats = cache.stats()
     assert (stats.prefetch_issued, stats.prefetch_used, stats.prefetch_wasted) == (3, 3, 0)
-    assert stats.bytes_read == 3 * SMALL.nbytes
+    assert stats.bytes_read == 3 * SMALL.payload_nbytes
 
 
 def test_a_wrong_prediction_is_counted_as_wasted(make):
@@ -151,7 +162,7 @@ def test_what_is_expected_is_read_in_order_of_likelihood(make):
     assert use(cache, [KEYS[1], KEYS[3]]).hits == 2
     stats = cache.stats()
     assert (stats.prefetch_hinted, stats.prefetch_issued, stats.prefetch_used, stats.prefetch_in_time) == (3, 3, 2, 2)
-    assert stats.prefetch_bytes == stats.bytes_read == 3 * SMALL.nbytes
+    assert stats.prefetch_bytes == stats.bytes_read == 3 * SMALL.payload_nbytes
 
 
 def test_letting_go_of_a_hold_is_no_request(make):
@@ -182,6 +193,69 @@ def test_what_was_not_begun_is_dropped_when_something_is_asked_for(make):
     assert not cache.snapshot().predicted
 
 
+def test_what_a_later_prediction_does_not_confirm_is_dropped_even_if_it_was_prepared(make):
+    gate = Gate(KEYS[0])
+    cache = make(8, gate, read_threads=1)
+    predict(cache, KEYS[:4])
+    gate.wait_for(KEYS[0])
+    wait_until(lambda: cache.snapshot().prepared == 1)
+    predict(cache, [KEYS[3], KEYS[8]])
+    gate.open()
+    settle(cache, 3)
+    assert gate.arrived == [KEYS[0], KEYS[3], KEYS[8]], "the first had begun"
+    stats = cache.stats()
+    assert (stats.prefetch_hinted, stats.prefetch_issued) == (5, 3)
+    assert_consistent(cache)
+
+
+def test_what_is_needed_soonest_is_read_first(make):
+    gate = Gate(KEYS[0])
+    cache = make(12, gate, read_threads=1)
+    predict(cache, KEYS[:1])
+    gate.wait_for(KEYS[0])
+    cache.predict(KEYS[6:8], consumer=me(), after=1)
+    predict(cache, KEYS[:4])
+    gate.open()
+    settle(cache, 6)
+    assert gate.arrived == [*KEYS[:1], *KEYS[1:4], *KEYS[6:8]]
+
+
+def test_a_request_ends_the_nearest_prediction_and_brings_the_next_one_nearer(make):
+    gate = Gate(KEYS[0])
+    cache = make(12, gate, read_threads=1)
+    predict(cache, KEYS[:3])
+    for after in (1, 2):
+        cache.predict(KEYS[3 * after : 3 * after + 3], consumer=me(), after=after)
+    gate.wait_for(KEYS[0])
+    with leased(cache, KEYS[:1]) as lease:
+        gate.open()
+        assert [key for key, _ in lease] == KEYS[:1]
+        settle(cache, 7)
+        assert set(cache.snapshot().predicted) == {frozenset(KEYS[3:6]), frozenset(KEYS[6:9])}
+    assert gate.arrived == [KEYS[0], *KEYS[3:9]]
+    assert use(cache, KEYS[3:6]).hits == use(cache, KEYS[6:9]).hits == 3
+    assert not cache.snapshot().predicted
+
+
+def test_an_exception_ends_all_of_them(make):
+    cache = make(12)
+
+    def fail():
+        with leased(cache, KEYS[:1]):
+            for after in (0, 1):
+                cache.predict(KEYS[3:6], consumer=me(), after=after)
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        fail()
+    assert not cache.snapshot().predicted
+
+
+def test_nothing_is_predicted_of_what_is_past(make):
+    with pytest.raises(UsageError, match="after=-1"):
+        make(4).predict(KEYS, consumer=me(), after=-1)
+
+
 def test_a_hold_drops_it_too(make):
     gate = Gate(KEYS[0])
     cache = make(8, gate, read_threads=1)
@@ -202,7 +276,8 @@ def test_nothing_is_predicted_while_a_demanded_read_is_under_way(make):
     with leased(cache, KEYS[:1]) as lease:
         gate.wait_for(KEYS[0])
         predict(cache, KEYS[4:7])
-        assert list(considered(cache).loading) == KEYS[:1]
+        assert set(considered(cache).loading) == {*KEYS[:1], *KEYS[4:7]}
+        assert gate.arrived == KEYS[:1], "they are prepared, and no more"
         gate.open()
         next(lease)
         settle(cache, 3)
@@ -217,7 +292,8 @@ def test_a_prediction_that_is_late_is_joined_and_then_a_demand(make):
     gate.wait_for(KEYS[0])
     with leased(cache, KEYS[:1]) as lease:
         predict(cache, KEYS[4:6])
-        assert list(considered(cache).loading) == KEYS[:1], "somebody waits for the first one now"
+        considered(cache)
+        assert gate.arrived == KEYS[:1], "somebody waits for the first one now"
         gate.open()
         assert [key for key, _ in lease] == KEYS[:1]
         settle(cache, 3)
@@ -250,7 +326,7 @@ def test_threads_expect_for_themselves(make):
 
     thread = threading.Thread(target=other)
     thread.start()
-    wait_until(lambda: len(cache.snapshot().predicted) == 1 and cache.snapshot().leases)
+    wait_until(lambda: cache.snapshot().leases and cache.snapshot().prepared == 2)
     gate.open()
     thread.join(120)
     settle(cache, 3)

@@ -102,6 +102,34 @@ def test_the_watcher_gathers_scatters_and_rests(two: None) -> None:
     assert len(machine.pauses) >= REST_S / 1.0
 
 
+class FakeHelper:
+    def __init__(self, wants: list[bool]) -> None:
+        self._wants = iter(wants)
+
+    def wants_processor(self) -> bool:
+        return next(self._wants, False)
+
+
+def test_threads_sleep_while_a_helper_wants_a_processor(two: None) -> None:
+    crowd, machine, helper = FakeCrowd(), Machine([]), FakeHelper([False, True, True])
+    neighbours = Neighbours(crowd, times=machine.times, pause=machine.pause)
+    neighbours.heed(helper)
+    neighbours.begin()
+    neighbours.note()
+    ended(neighbours)
+    assert crowd.history == [True, False]
+
+
+def test_a_helper_that_is_gone_wants_nothing(two: None) -> None:
+    crowd, machine = FakeCrowd(), Machine([])
+    neighbours = Neighbours(crowd, times=machine.times, pause=machine.pause)
+    neighbours.heed(FakeHelper([True] * 99))
+    neighbours.begin()
+    neighbours.note()
+    ended(neighbours)
+    assert crowd.history == []
+
+
 def test_a_later_pass_starts_it_anew(two: None) -> None:
     crowd, machine = FakeCrowd(), Machine([])
     neighbours = Neighbours(crowd, times=machine.times, pause=machine.pause)

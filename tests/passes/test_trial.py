@@ -72,6 +72,13 @@ def test_a_clear_case_is_decided_soon() -> None:
     assert tried[True] == 16
 
 
+def test_a_clear_gain_is_had_sooner_than_a_clear_loss() -> None:
+    machine = Machine(1.0, 0.8, 0.3)
+    tried = Counter(machine.step() for _ in range(25))
+    assert machine.trial.verdict == "pays"
+    assert tried == {False: 16, True: 9}
+
+
 def test_it_notices_when_things_change() -> None:
     machine = Machine(1.0, 1.2, 0.3)
     machine.share(100)

@@ -36,6 +36,8 @@ class Measurement:
         prefetched_per_token: Experts read before they were asked for, per decode step, mean.
         prefetch_used: Share of these that were then asked for; None if there were none.
         prefetch_in_time: Share of these that were in memory when they were.
+        prefetch_recall: Of the experts asked for that were not in memory before, the share whose reads had begun before
+            they were asked for; None if there were none, or nothing was read early.
         hit_rate: Share of experts that decode steps found in memory; None if none was asked for.
         wait_s: Seconds of the decode steps that compute waited for reads.
         capacity: Bytes that experts may take in memory.
@@ -56,6 +58,7 @@ class Measurement:
     prefetched_per_token: float
     prefetch_used: float | None
     prefetch_in_time: float | None
+    prefetch_recall: float | None
     hit_rate: float | None
     wait_s: float
     capacity: int
@@ -113,6 +116,10 @@ def measure(
     low, _, high = statistics.quantiles(steps, n=4, method="inclusive")
     requested = after.total.requested - prefilled.total.requested
     prefetched = after.prefetch_issued - prefilled.prefetch_issued
+    used = after.prefetch_used - prefilled.prefetch_used
+    in_time = after.prefetch_in_time - prefilled.prefetch_in_time
+    # Those that were read early but came late are misses.
+    lacking = in_time + after.total.misses - prefilled.total.misses
     read = after.total.bytes_read - prefilled.total.bytes_read + after.prefetch_bytes - prefilled.prefetch_bytes
     return Measurement(
         threads=torch.get_num_threads(),
@@ -126,8 +133,9 @@ def measure(
         bytes_per_token=read / len(steps),
         left_out_per_token=(after.total.left_out - prefilled.total.left_out) / len(steps),
         prefetched_per_token=prefetched / len(steps),
-        prefetch_used=(after.prefetch_used - prefilled.prefetch_used) / prefetched if prefetched else None,
-        prefetch_in_time=(after.prefetch_in_time - prefilled.prefetch_in_time) / prefetched if prefetched else None,
+        prefetch_used=used / prefetched if prefetched else None,
+        prefetch_in_time=in_time / prefetched if prefetched else None,
+        prefetch_recall=used / lacking if prefetched and lacking else None,
         hit_rate=(after.total.hits - prefilled.total.hits) / requested if requested else None,
         wait_s=after.total.wait_s - prefilled.total.wait_s,
         capacity=after.capacity,

@@ -5,6 +5,7 @@ from coterie.cache.bank_view import BankView, Held
 from coterie.cache.cache import ExpertCache, Lease
 from coterie.cache.claims import Tensors
 from coterie.cache.consumer import Consumer
+from coterie.cache.early_memory import EarlyMemory
 from coterie.cache.snapshot import Snapshot
 from coterie.cache.statistics import CacheStats, LeaseStats, ReadTimes
 
@@ -12,6 +13,7 @@ __all__ = [
     "BankView",
     "CacheStats",
     "Consumer",
+    "EarlyMemory",
     "ExpertCache",
     "Held",
     "Lease",

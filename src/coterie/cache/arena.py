@@ -9,6 +9,7 @@ import heapq
 import mmap
 import sys
 from math import prod
+from typing import Protocol
 
 import torch
 
@@ -88,6 +89,12 @@ class AddressRange:
         base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self.start = -base % HUGE_PAGE if KERNEL_TAKES_PAGES_BACK else 0
 
+    def prefer_huge_pages(self, nbytes: int) -> None:
+        """Has the first bytes be on huge pages where the kernel has them; what is beyond the last whole one is not."""
+        whole = nbytes // HUGE_PAGE * HUGE_PAGE
+        if whole:
+            self.advise("MADV_HUGEPAGE", self.start, whole)
+
     @staticmethod
     def _map(length: int) -> mmap.mmap:
         if sys.platform == "win32":
@@ -104,6 +111,25 @@ class AddressRange:
                 self.memory.madvise(option)
             else:
                 self.memory.madvise(option, start, length)
+
+
+class FoundMemory(Protocol):
+    """Addresses whose first bytes have memory already."""
+
+    @property
+    def addresses(self) -> AddressRange:
+        """Where it is."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes from the first address on that may be used."""
+        ...
+
+    @property
+    def found(self) -> int:
+        """Of these, the first ones, that have memory."""
+        ...
 
 
 class Region:
@@ -151,6 +177,23 @@ class Region:
         """Takes back a slot, which keeps its memory for the next record."""
         heapq.heappush(self._committed, slot.index)
 
+    def adopt(self, memory: FoundMemory, most: int) -> int:
+        """Begins with memory that was found, before there is any slot; returns how many slots have some.
+
+        Args:
+            memory: The memory. What is not used of it is given back.
+            most: Slots that may have memory.
+        """
+        self._ranges.append((0, memory.addresses))
+        self._end = memory.nbytes // self.nbytes
+        self._fresh = min(memory.found // self.nbytes, most)
+        self._slots = {index: self._make(index, most) for index in range(self._fresh)}
+        self._committed = list(self._slots)
+        used = round_up(self._fresh * self.nbytes, mmap.PAGESIZE)
+        if memory.found > used:
+            memory.addresses.advise("MADV_DONTNEED", memory.addresses.start + used, memory.found - used)
+        return self._fresh
+
     def return_one(self) -> None:
         """Gives the memory of one free slot back to the kernel."""
         index = max(self._committed)
@@ -187,9 +230,8 @@ class Region:
 
     def _extend(self, count: int) -> None:
         address_range = AddressRange(count * self.nbytes)
-        whole = count * self.nbytes // HUGE_PAGE * HUGE_PAGE
-        if whole and not self._fragmented:
-            address_range.advise("MADV_HUGEPAGE", address_range.start, whole)
+        if not self._fragmented:
+            address_range.prefer_huge_pages(count * self.nbytes)
         self._ranges.append((self._end, address_range))
         self._end += count
 
@@ -220,6 +262,14 @@ class SlotArena:
         self.new_slots = 0
         self._returnable = returnable
         self._regions: dict[int, Region] = {}
+
+    def adopt(self, nbytes: int, memory: FoundMemory) -> None:
+        """Begins with memory that was found already, for slots of ``nbytes``, as far as the capacity goes.
+
+        To be called before anything else. What is found and not used is given back.
+        """
+        if self._returnable:
+            self.committed = nbytes * self._region(nbytes).adopt(memory, self.capacity // nbytes)
 
     @staticmethod
     @functools.cache

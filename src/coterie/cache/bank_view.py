@@ -31,7 +31,7 @@ class Holds:
 
     Args:
         guard: The cache's lock.
-        predictions: They are over when their consumer holds something.
+        predictions: One is over when its consumer holds something.
         claims: The leases that are open: a hold that ends may make room for one.
         counters: Where hits are counted.
 
@@ -60,7 +60,7 @@ class Holds:
         """A consumer holds entries that are resident, until it lets go of the token: these are hits. Needs the lock."""
         self.held[token] = (consumer, entries)
         if self.predictions.made:
-            self.predictions.prediction_over(consumer)
+            self.predictions.asked(consumer)
         self._counters.hits += len(entries)
         if self.uses_matter:
             self.note(entries)
@@ -254,7 +254,7 @@ class BankView:
     def addresses(self, library: Library) -> Addresses:
         """Where the experts are, for native calls that look for themselves; kept in step by the cache.
 
-        Such a call is no hold of the cache's: before it, :meth:`prediction_over` is called, and after it :meth:`note`.
+        Such a call is no hold of the cache's: before it, :meth:`asked` is called, and after it :meth:`note`.
 
         Args:
             library: The native library.
@@ -271,8 +271,8 @@ class BankView:
         """Ids of the experts that are resident, in order, as somebody sees it who only looks: nobody waits for that."""
         return [expert for expert, entry in enumerate(self._entries) if entry is not None]
 
-    def prediction_over(self, consumer: Consumer) -> None:
-        """A consumer asks for experts without a hold: what was predicted of it is over.
+    def asked(self, consumer: Consumer) -> None:
+        """A consumer asks for experts without a hold: what was predicted of this request is over.
 
         Raises:
             UsageError: If the cache is closed.
@@ -282,7 +282,7 @@ class BankView:
             holds.guard.check()
         if holds.predictions.made:
             with holds.guard.lock:
-                holds.predictions.prediction_over(consumer)
+                holds.predictions.asked(consumer)
 
     def note(self, experts: Sequence[int]) -> None:
         """Experts were found resident and used, by a call that looked for them itself. Counts as hits."""

@@ -13,6 +13,7 @@ from coterie.cache.bank_view import BankView, Holds
 from coterie.cache.cause import Cause
 from coterie.cache.claims import Claim, Entry, OpenClaims, Tensors
 from coterie.cache.consumer import Consumer
+from coterie.cache.early_memory import EarlyMemory
 from coterie.cache.guard import Guard
 from coterie.cache.predictions import Predictions
 from coterie.cache.residency import Residency
@@ -50,6 +51,8 @@ class ExpertCache:
         read_threads: Reads at once.
         read_nbytes: Longer records are read in several reads of about the same length; None for one.
         direct: Whether to read past the page cache where the filesystem can.
+        early: Memory that was found before, stopped: the cache begins with it, and finds the rest when processors are
+            idle, if that is slow.
 
     Raises:
         MemoryBudgetError: If the capacity is below :attr:`minimum`.
@@ -66,6 +69,7 @@ class ExpertCache:
         read_threads: int = 4,
         read_nbytes: int | None = None,
         direct: bool = True,
+        early: EarlyMemory | None = None,
     ) -> None:
         for name, value in (("read_threads", read_threads), ("read_nbytes", read_nbytes)):
             if value is not None and value < 1:
@@ -76,7 +80,7 @@ class ExpertCache:
         self._guard = Guard()
         claims = OpenClaims(at_once=read_threads)
         self._holds = holds = Holds(self._guard, self._predictions, claims, self._counters)
-        self._residency = Residency(source, capacity, policy, self._predictions, holds, self._counters)
+        self._residency = Residency(source, capacity, policy, self._predictions, holds, self._counters, early)
         reader = RecordReader(source, verify=verify_reads, direct=direct, read_nbytes=read_nbytes)
         self._scheduler = Scheduler(
             self._guard,
@@ -116,9 +120,21 @@ class ExpertCache:
             return self._residency.warm_share
 
     @property
+    def is_reading(self) -> bool:
+        """Whether a read is under way that somebody has asked for, as somebody sees it who only looks."""
+        return self._scheduler.is_reading
+
+    @property
     def reads_at_once(self) -> int:
         """Reads outstanding at most."""
         return self._scheduler.at_once
+
+    def wants_processor(self) -> bool:
+        """Whether memory that is being found for the arena is worth a processor that would be idle for it.
+
+        That goes by how long consumers have waited since the last call.
+        """
+        return self._scheduler.wants_processor()
 
     @property
     def failure(self) -> BaseException | None:
@@ -210,14 +226,25 @@ class ExpertCache:
         with self._guard.lock:
             return BankView(self._holds, self._residency.by_bank, bank, experts)
 
-    def predict(self, keys: Iterable[ExpertKey], *, consumer: Consumer) -> None:
-        """Says what a consumer will probably ask for next, likeliest first. Advice: it changes no result.
+    def predict(self, keys: Iterable[ExpertKey], *, consumer: Consumer, after: int = 0) -> None:
+        """Says what a consumer will probably ask for, likeliest first. Advice: it changes no result.
 
-        Reads it while no read is under way that somebody asked for, evicting nothing that is leased or predicted. It is
-        over with the consumer's next lease or hold, whatever that asks for: what has been started by then is joined or
-        finished, the rest is dropped.
+        Reads it while no read is under way that somebody asked for, evicting nothing that is leased or predicted; what
+        is needed soonest is read first. With the lease or hold that it is about, whatever that asks for, it is over:
+        what has been started by then is joined or finished, the rest is dropped. A later prediction of the same lease
+        takes its place.
+
+        Args:
+            keys: The experts; those that the source does not have are passed over.
+            consumer: Who asks.
+            after: Leases and holds of the consumer that come before: 0 for its next one.
+
+        Raises:
+            UsageError: If ``after`` is negative, or the cache is closed.
         """
-        self._scheduler.predict(consumer, keys)
+        if after < 0:
+            raise UsageError(f"after={after} cannot be.", got=after)
+        self._scheduler.predict(consumer, keys, after=after)
 
     def warm(self, keys: Iterable[ExpertKey], *, share: float = WARM_SHARE, pinned_nbytes: int = 0) -> None:
         """Says which experts will be used most. Advice: it changes no result. A later call supersedes an earlier one.

@@ -85,6 +85,11 @@ class Entry:
             self._colds.discard(self)
 
     @property
+    def can_wait(self) -> bool:
+        """Whether it is read only because somebody might ask for it."""
+        return self.unclaimed and self.cause is not Cause.ANNOUNCEMENT
+
+    @property
     def announced(self) -> bool:
         """Whether it is there, or comes, only because a prefill has announced it."""
         return self.unclaimed and self.cause is Cause.ANNOUNCEMENT

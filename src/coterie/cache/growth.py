@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from coterie.cache.arena import Slot, SlotArena
 from coterie.native import library, touch_when_idle
+from coterie.plan.cpu import usable_cores
 from coterie.plan.new_memory import SLOW
 
 LEAST_CAPACITY = 64 * 2**20
@@ -23,6 +24,9 @@ QUIET_S = 0.5
 
 PIECE = 2 * 2**20
 """Bytes of memory found at a time: a huge page."""
+
+_MOST_FINDERS = 4
+"""Threads that find memory at once at most: they write at the speed of memory where the host gives it at once."""
 
 _NEWEST = 0.25
 """Weight of the newest speed in the mean."""
@@ -62,6 +66,11 @@ class Growth:
         self.is_owed = False
 
     @property
+    def goes_on(self) -> bool:
+        """Whether memory is being found apart from reads, on processors that are idle."""
+        return self.is_owed and self.is_slow
+
+    @property
     def apart(self) -> bool:
         """Whether a miss takes what another expert has rather than wait for new memory."""
         if not self.is_slow:
@@ -81,6 +90,22 @@ class Growth:
         """A read did without a new slot of that size."""
         self._owed[nbytes] = self._owed.get(nbytes, 0) + 1
         self.is_owed = True
+
+    def go_on(self, seconds_per_byte: float | None, nbytes: int) -> None:
+        """Memory was being found before there was an arena. Where it is slow, the arena is owed all that it lacks.
+
+        Args:
+            seconds_per_byte: How slow it was, if that is known.
+            nbytes: Bytes of the slots that most records take.
+        """
+        if self.touch is None or seconds_per_byte is None:
+            return
+        self._seconds_per_byte = seconds_per_byte
+        self._look()
+        lacking = (self._arena.capacity - self._arena.committed) // nbytes
+        if self.is_slow and lacking > 0:
+            self._owed[nbytes] = lacking
+            self._look()
 
     def begin(self) -> Slot | None:
         """A slot to be given memory, as large as a read would have taken; None if no memory is owed."""
@@ -126,8 +151,16 @@ def native_touch() -> Touch | None:
     return None if native is None else lambda memory: touch_when_idle(native, memory)
 
 
+def finders() -> int:
+    """How many threads find memory at once."""
+    return min(usable_cores(), _MOST_FINDERS)
+
+
 class Grower:
-    """The thread that gives an arena the memory that it is owed, piece by piece. It begins with the first that is.
+    """The threads that give an arena the memory that it is owed, piece by piece. They begin with the first that is.
+
+    Where the host of a virtual machine finds memory, it does so for each processor by itself: as many threads as can be
+    idle find more.
 
     Args:
         growth: What is owed.
@@ -150,25 +183,29 @@ class Grower:
         self._on_grown = on_grown
         self._work = threading.Condition(lock)
         self._closed = False
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
 
     def notify(self) -> None:
         """Memory may be owed, or a processor idle. Needs the lock."""
         if self._growth.is_owed and not self._closed:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="coterie-grow", daemon=True)
-                self._thread.start()
-            self._work.notify()
+            if not self._threads:
+                self._threads = [
+                    threading.Thread(target=self._run, name=f"coterie-grow-{number}", daemon=True)
+                    for number in range(finders())
+                ]
+                for thread in self._threads:
+                    thread.start()
+            self._work.notify_all()
 
     def close(self) -> None:
-        """Ends the thread after the piece that it is at. Needs the lock."""
+        """Ends the threads after the pieces that they are at. Needs the lock."""
         self._closed = True
-        self._work.notify()
+        self._work.notify_all()
 
     def join(self) -> None:
-        """Waits for the thread to end. Must not have the lock."""
-        if self._thread is not None:
-            self._thread.join()
+        """Waits for the threads to end. Must not have the lock."""
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
         slot: Slot | None = None

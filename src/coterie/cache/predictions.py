@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
@@ -12,7 +13,7 @@ from coterie.spec import ExpertKey
 
 
 class Prediction:
-    """What one consumer will probably ask for next.
+    """What one consumer will probably ask for, with its next request or a later one.
 
     Attributes:
         keys: All of it, resident or not.
@@ -31,17 +32,18 @@ class Prediction:
 class Predictions:
     """The predictions of all consumers, and the experts worth having; guarded by the cache's lock.
 
-    A prediction is for the next thing that a consumer asks for: with that, whatever it is, it is over. It is over, too,
-    when nobody has the consumer any more.
+    A prediction is for one of the next things that a consumer asks for: with that, whatever it is, it is over. It is
+    over, too, when nobody has the consumer any more.
 
     Attributes:
-        made: The prediction of each consumer that has one. It is changed here alone.
+        made: The predictions of each consumer that has any: for its next request, for the one after it, and so on; None
+            where there is none. It is changed here alone.
         pinned: What is pinned, resident or not; the same object until that changes.
         idle: Whether nothing is predicted or worth having: then there is nothing to ask for here.
     """
 
     def __init__(self) -> None:
-        self.made: dict[weakref.ref[Consumer], Prediction] = {}
+        self.made: dict[weakref.ref[Consumer], list[Prediction | None]] = {}
         # Consumers that nobody has any more: Python tells of them at any moment, with the lock or without.
         self._gone: deque[weakref.ref[Consumer]] = deque()
         self._warm = WarmSet()
@@ -56,25 +58,52 @@ class Predictions:
         return bool(self._warm.todo) or any(one.todo for one in self.all())
 
     def all(self) -> list[Prediction]:
-        """The prediction of each consumer that has one, oldest first, in a list of its own."""
+        """What is predicted, soonest first and then by how long the consumer has had any, in a list of its own."""
         while self._gone:
             self.made.pop(self._gone.popleft(), None)
             self._changed()
-        return list(self.made.values())
+        lines = list(self.made.values())
+        if len(lines) == 1:
+            return [one for one in lines[0] if one is not None]
+        return [one for nth in itertools.zip_longest(*lines) for one in nth if one is not None]
 
     @property
     def any_announced(self) -> bool:
         """Whether something that was announced is still to be read."""
         return any(one.announced and one.todo for one in self.all())
 
-    def make(self, consumer: Consumer, prediction: Prediction) -> None:
-        """A consumer has another prediction than before."""
-        self.prediction_over(consumer)
-        self.made[weakref.ref(consumer, self._gone.append)] = prediction
-        self._changed()
+    def make(self, consumer: Consumer, prediction: Prediction, *, after: int = 0) -> Prediction | None:
+        """A consumer has another prediction than before.
 
-    def prediction_over(self, consumer: Consumer) -> None:
-        """A consumer has asked for something."""
+        Args:
+            consumer: Whose.
+            prediction: What it will probably ask for.
+            after: Requests that it makes before.
+
+        Returns:
+            What was predicted of that request until now.
+        """
+        line = self.made.get(weakref.ref(consumer))
+        if line is None:
+            line = self.made[weakref.ref(consumer, self._gone.append)] = []
+        line.extend([None] * (after + 1 - len(line)))
+        before, line[after] = line[after], prediction
+        self._changed()
+        return before
+
+    def asked(self, consumer: Consumer) -> None:
+        """A consumer asks for something: what was predicted of this request is over, and the next one is the first."""
+        line = self.made.get(weakref.ref(consumer))
+        if line is None:
+            return
+        del line[0]
+        if line:
+            self._changed()
+        else:
+            self.over(consumer)
+
+    def over(self, consumer: Consumer) -> None:
+        """Nothing is predicted of a consumer any more."""
         if self.made.pop(weakref.ref(consumer), None) is not None:
             self._changed()
 
@@ -111,8 +140,8 @@ class Predictions:
         """
         if of is None:
             return any(key in keys for keys in self._protected)
-        own = self.made.get(weakref.ref(of))
-        return self.pins(key) or (own is not None and key in own.keys)
+        own = self.made.get(weakref.ref(of), ())
+        return self.pins(key) or any(one is not None and key in one.keys for one in own)
 
     def pins(self, key: ExpertKey) -> bool:
         """Whether a key leaves only when nothing else can, whatever is asked for."""
@@ -129,7 +158,8 @@ class Predictions:
         self._changed()
 
     def _changed(self) -> None:
-        sets: tuple[Collection[ExpertKey], ...] = (*(one.keys for one in list(self.made.values())), self._warm.pinned)
+        made = [one.keys for line in list(self.made.values()) for one in line if one is not None]
+        sets: tuple[Collection[ExpertKey], ...] = (*made, self._warm.pinned)
         self._protected = tuple(keys for keys in sets if keys)
         self.pinned = self._warm.pinned
         self.idle = not (self.made or self._warm.members)

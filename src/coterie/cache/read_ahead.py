@@ -20,11 +20,11 @@ _NEAR = 0.75
 class ReadAhead:
     """Chooses what is worth reading ahead; guarded by the cache's lock.
 
-    There are three kinds. What is *predicted* of a consumer is for the next thing that it asks for: with that, whatever
-    it is, the prediction is over, and what has not been started by then is dropped, because the disk has something
-    better to do. What a prefill *announces* is a prediction that is as good as certain: it does not wait for the disk
-    to be idle, only until all that is demanded is being read. What is *worth having* comes last, and takes nobody's
-    place who has been of use.
+    There are three kinds. What is *predicted* of a consumer is for one of the next things that it asks for, and what is
+    needed soonest is read first. With that request, whatever it is, the prediction is over, and what has not been
+    started by then is dropped. So is what a later prediction of the same request does not confirm. What a prefill
+    *announces* is a prediction that is as good as certain: it does not wait for the disk to be idle, only until all
+    that is demanded is being read. What is *worth having* comes last, and takes nobody's place who has been of use.
 
     Args:
         residency: What is in memory.
@@ -37,11 +37,12 @@ class ReadAhead:
         self._predictions = predictions
         self._counters = counters
 
-    def predict(self, consumer: Consumer, keys: Sequence[ExpertKey]) -> None:
-        """What a consumer will probably ask for next, likeliest first; protected until it asks for something."""
+    def predict(self, consumer: Consumer, keys: Sequence[ExpertKey], *, after: int = 0) -> None:
+        """What a consumer will probably ask for after so many other requests, likeliest first; protected until then."""
         absent = [key for key in keys if self._residency.find(key) is None]
-        self._counters.predicted += len(absent)
-        self._predictions.make(consumer, Prediction(keys, absent, announced=False))
+        before = self._predictions.make(consumer, Prediction(keys, absent, announced=False), after=after)
+        known = frozenset() if before is None else before.keys
+        self._counters.predicted += sum(key not in known for key in absent)
 
     def announce(self, consumer: Consumer, keys: Iterable[ExpertKey]) -> None:
         """What a consumer in a prefill asks for next, soonest first: as much of it as a prefill may have read ahead."""
@@ -64,6 +65,7 @@ class ReadAhead:
             if ahead >= residency.prefill_depth(nbytes) or room < nbytes:
                 break
         if absent:
+            self._predictions.over(consumer)
             self._predictions.make(consumer, Prediction(near, absent, announced=True))
 
     def take_announced(self) -> Entry | None:

@@ -68,8 +68,9 @@ class Outstanding:
 class ReadOrder:
     """Chooses what the reading threads read, and gives it to the claims that wait for it: it is their supply.
 
-    First comes what claims ask for, the most urgent first; then what prefills have announced; then, while nothing that
-    was asked for is being read, what is predicted; then what is worth having. Guarded by the cache's lock.
+    First comes what claims ask for, the most urgent first; then what prefills have announced; then what is predicted,
+    what is needed soonest first; then what is worth having. The last two are prepared while something that was asked
+    for is being read, and begin when it is not. Guarded by the cache's lock.
 
     Args:
         residency: What is in memory.
@@ -121,10 +122,10 @@ class ReadOrder:
         self._residency.settle()
 
     def next_entry(self, *, ahead: bool) -> Entry | None:
-        """What to read next: for a claim, what was announced, or, unless it is ``ahead`` of its turn, a prediction."""
+        """What to read next: for a claim, what was announced, or a prediction."""
         entry = self._failed() or self._demanded()
         if entry is None and not self._predictions.idle:
-            entry = self._announced() or (None if ahead else self._predicted())
+            entry = self._announced() or self._predicted()
         if entry is not None:
             entry.asked = frozenset(entry.holders)
             self.outstanding.begin(entry)
@@ -138,7 +139,18 @@ class ReadOrder:
         predictions = self._predictions
         if predictions.idle or not predictions.any_to_read:
             return False
-        return predictions.any_announced or not self.outstanding.demanded
+        return predictions.any_announced or self._may_predict
+
+    def is_wanted(self, entry: Entry) -> bool:
+        """Whether what was prepared is predicted still, or worth having whoever asks."""
+        return entry.cause is Cause.WARMING or bool(entry.holders) or self._predictions.protects(entry.key)
+
+    def give_up(self, entry: Entry) -> None:
+        """A read that was prepared does not begin: what it was prepared for was disproved."""
+        self.outstanding.end(entry)
+        self._counters.issued[entry.cause] -= 1
+        self._residency.abandon(entry)
+        self._waiters.wake_all()
 
     def conclude(
         self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None
@@ -157,6 +169,11 @@ class ReadOrder:
         """Has a reading thread look, if there is something that it must not put off."""
         if self._is_demanded() or (not self._predictions.idle and self._predictions.any_announced):
             self._notify()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is read, or is to be read, that somebody has asked for."""
+        return bool(self.outstanding.demanded) or self._is_demanded()
 
     def _is_demanded(self) -> bool:
         return bool(self._again) or self._claims.want_reads
@@ -227,12 +244,15 @@ class ReadOrder:
         return self.ahead.take_announced()
 
     def _predicted(self) -> Entry | None:
-        # The disk serves those who wait, undisturbed; room that somebody waits for is not for predictions either; and
-        # one read stays free for whoever comes next.
-        reads = self.outstanding
-        if reads.demanded or len(reads.ahead) >= max(1, self._at_once - 1) or self._is_demanded():
+        # Room that somebody waits for is not for predictions.
+        if self._is_demanded() or not self._may_predict:
             return None
         return self.ahead.take()
+
+    @property
+    def _may_predict(self) -> bool:
+        """Whether there is one less than can be under way ahead of any request, and one that is prepared."""
+        return len(self.outstanding.ahead) < max(1, self._at_once - 1) + 1
 
     def _publish(
         self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None

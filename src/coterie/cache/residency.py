@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -12,6 +13,7 @@ from coterie.cache.arena import SlotArena
 from coterie.cache.bank_view import ByBank, Holds
 from coterie.cache.cause import Cause
 from coterie.cache.claims import Claim, Entry
+from coterie.cache.early_memory import EarlyMemory
 from coterie.cache.growth import Growth, native_touch
 from coterie.cache.pinned import Pinned
 from coterie.cache.predictions import Predictions
@@ -34,6 +36,7 @@ class Residency:
         predictions: What leaves last, because it is predicted or worth having.
         holds: What must not leave, beside what leases hold; and the hits that the policy is to be told of.
         counters: Where evictions and the causes of reads are counted.
+        early: Memory that was found already, if any.
 
     Attributes:
         loaded: What is resident. This and what follows is changed here alone.
@@ -55,6 +58,7 @@ class Residency:
         predictions: Predictions,
         holds: Holds,
         counters: Counters,
+        early: EarlyMemory | None = None,
     ) -> None:
         self._source = source
         self._layouts = {key: source.layout(key) for key in source.keys()}
@@ -87,6 +91,11 @@ class Residency:
             )
         self.arena = SlotArena(self.capacity)
         self.growth = Growth(self.arena, native_touch(), waited=lambda: counters.wait_s)
+        if early is not None and sizes:
+            usual = statistics.mode(sizes)
+            self.arena.adopt(usual, early)
+            if self._may_evict:
+                self.growth.go_on(early.seconds_per_byte, usual)
 
     @property
     def minimum(self) -> int:

@@ -22,6 +22,9 @@ from coterie.records.readers import Readers
 from coterie.records.reads import RecordReader
 from coterie.spec import ExpertKey
 
+WORTH_GROWING = 0.2
+"""Share of the time that consumers wait, from which on the arena's growth is worth more than fast arithmetic."""
+
 
 class Scheduler:
     """Serves claims with reads.
@@ -79,15 +82,35 @@ class Scheduler:
         self._grower = Grower(residency.growth, self.lock, is_quiet=self._is_quiet, on_grown=self._order.wake)
         # Requests so far, and since when it is so many.
         self._requests = (0, 0.0)
+        # When it was last asked whether a processor is wanted, and how long consumers had waited by then.
+        self._looked = (time.monotonic(), 0.0)
         # What is to stay as far as there is room, and bytes that are left to others.
         self._kept: tuple[list[ExpertKey], int] = ([], 0)
         self._readers = Readers(self._order, reader, self.lock, at_once=threads)
         holds.wake, holds.notify = self._order.wake, self._readers.notify
+        with self.lock:
+            # The arena may be owed what was not found before there was a cache.
+            self._notify_grower()
 
     @property
     def failure(self) -> BaseException | None:
         """What has ended a reading thread; None if all of them read."""
         return self._order.failure
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether something is read, or is to be read, that somebody has asked for."""
+        return self._order.is_busy
+
+    def wants_processor(self) -> bool:
+        """Whether memory is being found for the arena, and that is worth a processor, by the time since the last call.
+
+        It is while consumers wait much: a larger arena saves them more than threads that compute lose by leaving
+        processors idle. Where little is waited for, memory can come later.
+        """
+        (before, waited), now = self._looked, time.monotonic()
+        self._looked = now, self._counters.wait_s
+        return self._residency.growth.goes_on and self._looked[1] - waited > WORTH_GROWING * (now - before)
 
     def _notify_reader(self) -> None:
         self._readers.notify()
@@ -106,7 +129,7 @@ class Scheduler:
                 self.guard.check()
             self._refuse_nesting(claim.consumer)
             if self._predictions.made:
-                self._predictions.prediction_over(claim.consumer)
+                self._predictions.asked(claim.consumer)
             self._claims.add(claim)
             if claim.upcoming:
                 self._order.ahead.announce(claim.consumer, claim.upcoming)
@@ -160,7 +183,7 @@ class Scheduler:
             return
         with self.lock:
             if claim in self._claims.open:
-                self._predictions.prediction_over(claim.consumer)
+                self._predictions.over(claim.consumer)
             self.release(claim)
 
     def release(self, claim: Claim) -> None:
@@ -181,14 +204,14 @@ class Scheduler:
             # Last, so that a release that was interrupted, or failed, is done again when the lease is collected.
             claim.closed = True
 
-    def predict(self, consumer: Consumer, keys: Iterable[ExpertKey]) -> None:
-        """Notes what a consumer will probably ask for next; unknown keys are passed over."""
+    def predict(self, consumer: Consumer, keys: Iterable[ExpertKey], *, after: int = 0) -> None:
+        """Notes what a consumer will probably ask for after so many other requests; unknown keys are passed over."""
         if not self.guard.usable:
             self.guard.check()
         with self.lock:
             if not self.guard.usable:
                 self.guard.check()
-            self._order.ahead.predict(consumer, [key for key in keys if self._residency.has(key)])
+            self._order.ahead.predict(consumer, [key for key in keys if self._residency.has(key)], after=after)
             if not self._predictions.idle and self._predictions.any_to_read:
                 self._readers.notify()
 
@@ -358,9 +381,12 @@ class Scheduler:
         self._counters.misses += len(claim.keys) - claim.hits
         if hits and not claim.prefill and self._holds.uses_matter:
             self._holds.note(hits)
-        if claim.todo:
+        if claim.todo or claim.reading:
+            # What was only predicted until now may be prepared, and no more.
             self._readers.notify()
-        elif self._claims.leave_queue(claim):
+        if claim.todo:
+            return
+        if self._claims.leave_queue(claim):
             self._waiters.wake_all()
 
     def _begin_waiting(self, claim: Claim) -> threading.Lock:

@@ -192,7 +192,7 @@ def _print_runs(measured: list[Measurement], expected: Expected | None) -> None:
             f"{100 * run.wait_s / run.decode_s:.1f} %",
             "–"
             if run.prefetch_used is None
-            else f"{run.prefetched_per_token:.1f}, {100 * run.prefetch_used:.0f} % used",
+            else f"{run.prefetched_per_token:.1f}, {100 * run.prefetch_used:.0f} % used{_recalled(run)}",
         )
     if expected is not None:
         _add_forecast(table, expected)
@@ -202,6 +202,11 @@ def _print_runs(measured: list[Measurement], expected: Expected | None) -> None:
         print_note(f"--drop-cold left out so many experts per token, run by run: {left_out}.")
     if expected is not None:
         print_note(f"The forecast's hit rate is by {expected.hit_rate.grade}: {expected.hit_rate.basis}.")
+
+
+def _recalled(run: Measurement) -> str:
+    """How much of what had to be read was read early."""
+    return "" if run.prefetch_recall is None else f", {100 * run.prefetch_recall:.0f} % of what was missing"
 
 
 def _add_forecast(table: Table, expected: Expected) -> None:

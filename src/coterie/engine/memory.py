@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coterie.cache import EarlyMemory
 from coterie.cache.arena import KERNEL_TAKES_PAGES_BACK
 from coterie.engine.promises import promised_nbytes
 from coterie.engine.source import ModelSource
@@ -11,6 +12,9 @@ from coterie.plan.budget import MemoryPlan, fits_whole, plan_memory
 from coterie.plan.machine import process_memory
 from coterie.spec import format_bytes, share_nbytes
 from coterie.spec.footprint import Footprint
+
+EARLY_NBYTES = 256 * 2**20
+"""Bytes of the smallest arena whose memory is found while a model is loaded."""
 
 
 def goes_by_phase(source: ModelSource, budget: int, context: int, expert_memory: str | int | None) -> bool:
@@ -34,7 +38,9 @@ def goes_by_phase(source: ModelSource, budget: int, context: int, expert_memory:
     return not fits_whole(budget, footprint, context, process=process, experts=wanted)
 
 
-def plan_for(source: ModelSource, budget: int, context: int, *, loaded: bool, by_phase: bool = False) -> MemoryPlan:
+def plan_for(
+    source: ModelSource, budget: int, context: int, *, loaded: bool, by_phase: bool = False, found: int = 0
+) -> MemoryPlan:
     """Divides a budget for the whole process.
 
     Args:
@@ -43,13 +49,14 @@ def plan_for(source: ModelSource, budget: int, context: int, *, loaded: bool, by
         context: Tokens that the budget provides for.
         loaded: Whether what is always there of the dense part is in memory already; if not, its size is counted.
         by_phase: Whether parts that only some requests need are in memory only then.
+        found: Bytes of what the process holds that are for experts.
 
     Raises:
         MemoryBudgetError: If not even the smallest arena fits.
     """
     footprint = source.footprint
     dense = footprint.lasting if by_phase else footprint.dense
-    held = process_memory(exact=loaded).total + (0 if loaded else dense)
+    held = process_memory(exact=loaded).total - found + (0 if loaded else dense)
     return plan_memory(budget, footprint, context, process=held + promised_nbytes(), by_phase=by_phase)
 
 
@@ -61,6 +68,24 @@ def logits_room(source: ModelSource, *, beside: int = 0) -> LogitsRoom:
         beside: Bytes that were kept free for logits outside the budget.
     """
     return LogitsRoom(shape=source.footprint.shape, beside=beside)
+
+
+def early_memory(footprint: Footprint, plan: MemoryPlan | None, expert_memory: str | int | None) -> EarlyMemory | None:
+    """Begins to find the memory of the arena while the model is loaded; None where it is left to the reads.
+
+    That is so where the arena is small, or all experts fit: then it depends on what is asked of a model how many are
+    ever read.
+
+    Args:
+        footprint: What the model takes.
+        plan: The whole process's, made before the model is loaded, if it has a budget.
+        expert_memory: As for :func:`arena_nbytes`.
+
+    Raises:
+        MemoryBudgetError: As there.
+    """
+    nbytes = arena_nbytes(footprint, plan, expert_memory)
+    return EarlyMemory.of(nbytes) if EARLY_NBYTES <= nbytes < footprint.all_experts else None
 
 
 def arena_nbytes(footprint: Footprint, plan: MemoryPlan | None, expert_memory: str | int | None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from coterie.engine.caller import warn_caller
 from coterie.engine.closing import close_by_with
 from coterie.engine.disk_tuning import Reading, reading_for
 from coterie.engine.lending import Lending
-from coterie.engine.memory import arena_nbytes, goes_by_phase, logits_room, plan_for
+from coterie.engine.memory import arena_nbytes, early_memory, goes_by_phase, logits_room, plan_for
 from coterie.engine.model import build_model
 from coterie.engine.parts import Parts
 from coterie.engine.promises import promise
@@ -82,7 +83,7 @@ def _open(path: str | Path, opening: Opening, alteration: Alteration | None) -> 
     budget = _budget(opening)
     context = default_context(source.config) if opening.max_context is None else opening.max_context
     _warn_long(context, model_context(source.config))
-    room, parts = None, None
+    room, parts, first = None, None, None
     if opening.memory is not None and budget is not None:
         _warn_beyond(budget)
     if budget is None:
@@ -107,11 +108,14 @@ def _open(path: str | Path, opening: Opening, alteration: Alteration | None) -> 
         prefetch=opening.prefetch,
         linears=None if source.linears is None else source.linears.layers(),
     )
-    model = build_model(source, attachment, room, parts)
+    # Before gigabytes are read, it is refused, too, if expert memory was asked for that cannot be.
+    with early_memory(source.footprint, first, opening.expert_memory) or nullcontext() as early:
+        model = build_model(source, attachment, room, parts)
     plan = None
     if budget is not None:
         gc.collect()  # what loading left behind is not part of the model
-        plan = plan_for(source, budget, context, loaded=True, by_phase=parts is not None)
+        found = 0 if early is None else early.found
+        plan = plan_for(source, budget, context, loaded=True, by_phase=parts is not None, found=found)
     capacity = arena_nbytes(source.footprint, plan, opening.expert_memory)
     working_set = _working_set(source, attachment, opening.experts_per_token)
     reading = Reading() if source.kind == "checkpoint" else reading_for(source.experts, memory=capacity)
@@ -122,7 +126,9 @@ def _open(path: str | Path, opening: Opening, alteration: Alteration | None) -> 
         verify_reads=opening.verify_reads,
         read_threads=reading.at_once,
         read_nbytes=reading.read_nbytes,
+        early=early,
     )
+    process_neighbours().heed(cache)
     if cache.capacity < cache.total_bytes:
         _warn_small(capacity, working_set)
     if opening.drop_cold is not None:

@@ -31,10 +31,7 @@ def advice(prepared: Prepared, verdict: Verdict, made: Allocated, uniform: Unifo
         [("--scheme", nearest[1]), *_material(prepared.request, "--calibrate")],
     )
     if verdict == "open":
-        return (
-            f"Score more text to be sure (`--text`, `--limit`). Until then a uniform store is as good, and simpler: "
-            f"`{line}`."
-        )
+        return f"Score more text to be sure (`--text`, `--limit`). A uniform store would be simpler: `{line}`."
     return f"Use a uniform store instead: `{line}`. Or fit with a profile of more text, or with other bits (`--bits`)."
 
 

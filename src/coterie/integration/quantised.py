@@ -176,7 +176,7 @@ class TokenExperts:
             request.before_layer()
         if now.limit is not None or not streamed.may_hold(now) or not self._computed.there(state):
             return None
-        self._view.prediction_over(now.consumer)
+        self._view.asked(now.consumer)
         streamed.look_ahead()
         whole = self._computed.compute(state, norms=now.contributions)
         if whole is not None:

@@ -1,9 +1,13 @@
-"""Predicts what the next layer will ask for, while the disk has nothing else to do.
+"""Predicts what the next two layers will ask for, so that the disk never waits for a router.
 
 Two layers' routers get hidden states that differ little: each layer adds little to the residual stream. So the next
-layer's router, given this layer's input early, mostly chooses what it will choose in earnest. What does differ, the
-norms' weights above all, is mostly the same for every token: the mean difference between the two inputs is kept and
-added. That is worth as much as applying the next layer's own norm, without knowing where a model keeps it.
+layer's router, given this layer's input early, mostly chooses what it will choose in earnest, and the router of the
+layer after it does so a little less often. What does differ, the norms' weights above all, is mostly the same for every
+token: the mean difference between the two inputs is kept and added. That is worth as much as applying the later layer's
+own norm, without knowing where a model keeps it.
+
+What is predicted of the layer after the next is predicted once more a layer later, where that costs no time: while this
+layer's experts are being read.
 
 Nothing here changes what the model computes: routers are asked up to their choice and no further, and what is read
 early is read from the same place.
@@ -13,8 +17,9 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
-from typing import Any, Protocol, cast, runtime_checkable
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -38,6 +43,9 @@ _LEARNING_ROWS = 64
 _RATE = 0.05
 """What one token counts for in the mean difference."""
 
+REACH = 2
+"""Sites ahead that predictions are made for."""
+
 _EVERY = 4
 """Steps between two updates of the mean difference: it hardly changes, and an update takes a fifth of a prediction."""
 
@@ -51,7 +59,10 @@ class _Place:
         self.learns = False
         self.site: Site | None = None
         self.hidden: torch.Tensor | None = None
-        self.mean_D: torch.Tensor | None = None
+        # Of the last sites, the latest first.
+        self.means_D: deque[torch.Tensor] = deque(maxlen=REACH)
+        # What was predicted by the site before.
+        self.foreseen: Site | None = None
 
 
 @runtime_checkable
@@ -80,9 +91,10 @@ class Site:
         self._examined = False
         self._rest: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self._rest_is_constant = True
-        # The site whose router was called next, last time, and how much its input differed.
+        # The site whose router was called next, last time.
         self.follower: Site | None = None
-        self._drift_D: torch.Tensor | None = None
+        # How much its input differed from that of the site before, and of the one before that.
+        self._drifts_D: list[torch.Tensor | None] = [None] * REACH
 
     def called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The router is called with these arguments, of which the first is the hidden state."""
@@ -92,29 +104,32 @@ class Site:
             self._note_rest(args[1:], kwargs)
         self._ahead.reached(self, args[0])
 
-    def learn(self, before_D: torch.Tensor, mean_D: torch.Tensor, weight: float) -> None:
-        """The means of this site's input and of that of the site before it, over the same tokens."""
-        if before_D.shape != mean_D.shape:
-            return
-        old_D, new_D = self._drift_D, mean_D - before_D
-        same = old_D is not None and old_D.shape == new_D.shape
-        self._drift_D = torch.lerp(cast(torch.Tensor, old_D), new_D, weight) if same else new_D
+    def learn(self, means_D: Iterable[torch.Tensor], mean_D: torch.Tensor, weight: float) -> None:
+        """The means of the inputs of the sites before, the latest first, and of this one's, over the same tokens."""
+        for after, before_D in enumerate(means_D):
+            if before_D.shape != mean_D.shape:
+                continue
+            old_D, new_D = self._drifts_D[after], mean_D - before_D
+            if old_D is not None and old_D.shape == new_D.shape:
+                new_D = torch.lerp(old_D, new_D, weight)
+            self._drifts_D[after] = new_D
 
-    def predict(self, before: torch.Tensor, most: int | None = None) -> list[int]:
-        """Ids of the experts that this site will probably ask for, likeliest first, by the input of the one before.
+    def predict(self, before: torch.Tensor, most: int | None = None, *, after: int = 0) -> list[int]:
+        """Ids of the experts that this site will probably ask for, likeliest first, by the input of one before.
 
         Args:
             before: The input of the site before.
             most: How many of a token's experts are computed; None for all.
+            after: Sites between that one and this.
         """
-        preview = self._preview
-        if preview is None or not self._rest_is_constant or self._drift_D is None:
+        preview, drift_D = self._preview, self._drifts_D[after]
+        if preview is None or not self._rest_is_constant or drift_D is None:
             return []
         with torch.inference_mode():
-            if before.shape[-1] != self._drift_D.shape[0]:
+            if before.shape[-1] != drift_D.shape[0]:
                 return []
             try:
-                index_TK = preview((before + self._drift_D).to(before.dtype), *self._rest[0], **self._rest[1])
+                index_TK = preview((before + drift_D).to(before.dtype), *self._rest[0], **self._rest[1])
             except Exception:  # a class of another release may need more than what was seen when it was examined
                 self._preview = index_TK = None
         if index_TK is None:
@@ -246,22 +261,28 @@ class LookAhead:
         place = now.state(self, _Place)
         if not place.looks or place.site is not site or cache is None:
             return
-        follower, hidden = site.follower, place.hidden
-        if follower is not None and hidden is not None and follower.can_predict:
-            keys = [
-                follower.streamed.keys[expert] for expert in follower.predict(hidden, _most(now, follower.streamed))
-            ]
-            cache.predict(keys, consumer=now.consumer)
+        hidden, foreseen, place.foreseen = place.hidden, place.foreseen, None
+        later: Site | None = site
+        for after in range(REACH):
+            later = None if later is None else later.follower
+            if later is None or later is site or hidden is None:
+                return
+            if after == 0 and later is foreseen and not cache.is_reading:
+                continue
+            if later.can_predict:
+                ids = later.predict(hidden, _most(now, later.streamed), after=after)
+                keys = later.streamed.keys
+                cache.predict([keys[expert] for expert in ids], consumer=now.consumer, after=after)
+                if after:
+                    place.foreseen = later
 
     @staticmethod
     def _learn(place: _Place, site: Site, hidden: torch.Tensor) -> None:
         with torch.inference_mode():
             last_TD = hidden.reshape(-1, hidden.shape[-1])[-_LEARNING_ROWS:]
             mean_D = last_TD.mean(dim=0, dtype=torch.float32)
-            if place.mean_D is not None:
-                rows = last_TD.shape[0]
-                site.learn(place.mean_D, mean_D, 1 - (1 - _RATE) ** max(rows, _EVERY))
-        place.mean_D = mean_D
+            site.learn(place.means_D, mean_D, 1 - (1 - _RATE) ** max(last_TD.shape[0], _EVERY))
+        place.means_D.appendleft(mean_D)
 
     def _begin(self, now: Pass, place: _Place, hidden: torch.Tensor) -> None:
         """A forward pass has come to its first router."""

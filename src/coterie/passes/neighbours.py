@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
+from weakref import WeakSet
 
 import torch
 
@@ -51,6 +52,14 @@ class Threads(Protocol):
 
     def scatter(self) -> None:
         """From now on they turn on the spot."""
+        ...
+
+
+class Helper(Protocol):
+    """Who has threads that run while processors are idle, which nobody is if threads turn on the spot."""
+
+    def wants_processor(self) -> bool:
+        """Whether there is something for them to do that is worth it, by the time since the last call."""
         ...
 
 
@@ -116,6 +125,11 @@ class Neighbours:
         self._watcher: threading.Thread | None = None
         self._last: ProcessorTimes | None = None
         self.team = 1
+        self._helpers: WeakSet[Helper] = WeakSet()
+
+    def heed(self, helper: Helper) -> None:
+        """From now on, this one counts as another process that needs a processor, while it wants one."""
+        self._helpers.add(helper)
 
     def begin(self) -> None:
         """A model is about to be opened: what others do meanwhile is what the first step goes by."""
@@ -146,6 +160,7 @@ class Neighbours:
                 break
             others = cores_of_others(last, now)
             if others is not None:
+                others += sum(helper.wants_processor() for helper in list(self._helpers))
                 own = (now.own_s - last.own_s) / (now.at_s - last.at_s)
                 rested = 0.0 if self.heard or own > _LEAST_OWN else rested + now.at_s - last.at_s
                 if judgement.look(others, self.team):
@@ -185,6 +200,9 @@ class Onlooker:
     def begin(self) -> None:
         """As :meth:`Neighbours.begin`."""
         self._last = self._times()
+
+    def heed(self, helper: Helper) -> None:
+        """As :meth:`Neighbours.heed`."""
 
     def note(self) -> None:
         """Nothing to change."""

@@ -21,6 +21,10 @@ _BLOCK = 4
 _PAIRS = (4, 12)
 """Pairs of blocks, one with and one without predictions, after which a trial may end, and after which it does."""
 
+_SOON = (2, 0.9)
+"""Pairs of blocks after which it ends if steps with predictions take less than this share of the time of others: to be
+wrong about that costs little, and every second step of a trial is a longer one."""
+
 _CLEAR = 0.07
 """How much shorter or longer steps have to be for a trial to end early."""
 
@@ -126,9 +130,10 @@ class PrefetchTrial:
     def _try(self) -> bool:
         pairs, step = divmod(min(map(len, self._steps_s)), _BLOCK)
         without_s, with_s = self._steps_s
-        if step == 0 and len(without_s) == len(with_s) and pairs >= _PAIRS[0]:
+        if step == 0 and len(without_s) == len(with_s) and pairs >= _SOON[0]:
             ratio = statistics.median(with_s) / statistics.median(without_s)
-            if abs(1 - ratio) > _CLEAR or pairs >= _PAIRS[1]:
+            clear = pairs >= _PAIRS[0] and abs(1 - ratio) > _CLEAR
+            if clear or ratio < _SOON[1] or pairs >= _PAIRS[1]:
                 return self._settle("pays" if ratio < _WORTH else "slower")
         # Pairs begin by turns with one kind and with the other.
         first = pairs % 2 == 0

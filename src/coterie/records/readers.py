@@ -46,6 +46,11 @@ class Wanted(Protocol):
         """Where it goes."""
         ...
 
+    @property
+    def can_wait(self) -> bool:
+        """Whether nobody has asked for it so far: then its read begins only when there is nothing else to read."""
+        ...
+
 
 WantedT = TypeVar("WantedT", bound=Wanted)
 
@@ -61,8 +66,16 @@ class Supply(Protocol[WantedT]):
         """What to read next, with a slot of its own.
 
         Args:
-            ahead: It cannot be read at once: only what somebody waits for, or will ask for as good as certainly.
+            ahead: It cannot be read at once.
         """
+        ...
+
+    def is_wanted(self, entry: WantedT) -> bool:
+        """Whether what can wait is still worth reading, now that it could begin."""
+        ...
+
+    def give_up(self, entry: WantedT) -> None:
+        """An entry is not read, as it is not wanted any more."""
         ...
 
     def has_demand(self) -> bool:
@@ -81,12 +94,13 @@ class Supply(Protocol[WantedT]):
 class _Ongoing(Generic[WantedT]):
     """An entry that is being read."""
 
-    __slots__ = ("entry", "error", "left", "read")
+    __slots__ = ("begun", "entry", "error", "left", "read")
 
     def __init__(self, entry: WantedT, read: RecordRead) -> None:
         self.entry = entry
         self.read = read
         self.left = len(read.steps)
+        self.begun = False
         self.error: BaseException | None = None
 
     def run(self, step: Step) -> None:
@@ -103,7 +117,8 @@ class Readers(Generic[WantedT]):
     Choosing a record, making room for it, opening its file, comparing checksums, telling consumers: in Python, on cold
     processor caches, this takes a good part of a millisecond, in which a disk that is read one record at a time would
     stand still. So there is one thread more than reads at once. Whichever thread is not reading concludes what has
-    been read and prepares what comes next, and a thread whose read ends goes on with what is prepared.
+    been read and prepares what comes next, and a thread whose read ends goes on with what is prepared. What somebody
+    has asked for overtakes what is only prepared because it might be, and is not read beside it.
 
     Args:
         supply: What to read.
@@ -118,7 +133,8 @@ class Readers(Generic[WantedT]):
         self._lock = lock
         self._work = threading.Condition(lock)
         self._at_once = at_once
-        self._running = 0
+        # The entry of each step that runs.
+        self._running: list[WantedT] = []
         self._preparing = 0
         self._staged: deque[tuple[_Ongoing[WantedT], Step]] = deque()
         self._finished: deque[_Ongoing[WantedT]] = deque()
@@ -208,11 +224,10 @@ class Readers(Generic[WantedT]):
 
     def _choose(self) -> Task | None:
         """What is most urgent: that the disk has all the reads it may have, then consumers, then reading ahead."""
-        free = self._running < self._at_once
-        if free and self._staged:
-            self._running += 1
-            return partial(self._read_on, *self._staged.popleft())
-        if self._finished and not free:
+        step = self._begin_staged()
+        if step is not None:
+            return partial(self._read_on, *step)
+        if self._finished and len(self._running) == self._at_once:
             return partial(self._conclude, self._finished.popleft())
         if self._in_hand <= self._at_once:
             entry = self._supply.next_entry(ahead=self._in_hand == self._at_once)
@@ -223,10 +238,40 @@ class Readers(Generic[WantedT]):
 
     @property
     def _in_hand(self) -> int:
-        return self._running + self._preparing + len(self._staged)
+        """Reads that run, or go before others that are asked for."""
+        staged = sum(not ongoing.entry.can_wait for ongoing, _ in self._staged)
+        return len(self._running) + self._preparing + staged
+
+    def _place_to_begin(self) -> int | None:
+        """Which of the staged reads may begin now; None if none may."""
+        if len(self._running) >= self._at_once:
+            return None
+        for place, (ongoing, _) in enumerate(self._staged):
+            if not ongoing.entry.can_wait:
+                return place
+        early = sum(entry.can_wait for entry in self._running)
+        # The disk serves those who wait, undisturbed, and one read stays free for whoever comes next.
+        if not self._staged or early < len(self._running) or early >= max(1, self._at_once - 1):
+            return None
+        return 0
+
+    def _begin_staged(self) -> tuple[_Ongoing[WantedT], Step] | None:
+        """The staged read that begins now; None if none may."""
+        while (place := self._place_to_begin()) is not None:
+            ongoing, step = self._staged[place]
+            entry = ongoing.entry
+            if ongoing.begun or not entry.can_wait or self._supply.is_wanted(entry):
+                del self._staged[place]
+                ongoing.begun = True
+                self._running.append(entry)
+                return ongoing, step
+            self._staged = deque(staged for staged in self._staged if staged[0] is not ongoing)
+            ongoing.read.close()
+            self._supply.give_up(entry)
+        return None
 
     def _has_work(self) -> bool:
-        if self._finished or (self._staged and self._running < self._at_once):
+        if self._finished or self._place_to_begin() is not None:
             return True
         return self._in_hand <= self._at_once and self._supply.has_demand()
 
@@ -243,13 +288,12 @@ class Readers(Generic[WantedT]):
         with self._lock:
             self._preparing -= 1
             self._staged.extend((ongoing, step) for step in read.steps)
-            if not self._staged:
+            if not read.steps:
                 self._finished.append(ongoing)
-            if not self._staged or self._running == self._at_once or self._closed:
+            first = None if self._closed else self._begin_staged()
+            if first is None:
                 return
-            self._running += 1
-            first = self._staged.popleft()
-            if self._staged and self._running < self._at_once:
+            if self._place_to_begin() is not None:
                 self.notify()
         self._read_on(*first)
 
@@ -261,10 +305,11 @@ class Readers(Generic[WantedT]):
                 ongoing.left -= 1
                 if not ongoing.left:
                     self._finished.append(ongoing)
-                if not self._staged or self._closed:
-                    self._running -= 1
+                self._running.remove(ongoing.entry)
+                following = None if self._closed else self._begin_staged()
+                if following is None:
                     return
-                ongoing, step = self._staged.popleft()
+                ongoing, step = following
                 self.notify()
 
     def _conclude(self, ongoing: _Ongoing[WantedT]) -> None:

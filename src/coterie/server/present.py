@@ -91,6 +91,11 @@ class Present(Collector):
             ("coterie_expert_bytes_not_read", "Bytes of these", total.bytes_not_read),
             ("coterie_expert_prefetch", "Experts read because they were predicted", stats.prefetch_issued),
             ("coterie_expert_prefetch_used", "Of these, asked for before they left", stats.prefetch_used),
+            (
+                "coterie_expert_prefetch_wasted",
+                "Of those that were predicted, evicted without having been asked for",
+                stats.prefetch_wasted,
+            ),
             ("coterie_expert_prefetch_bytes", "Bytes read for predictions", stats.prefetch_bytes),
             ("coterie_expert_warmed", "Experts read because a profile names them", stats.warmed),
             ("coterie_expert_warmed_used", "Of these, asked for before they left", stats.warmed_used),
