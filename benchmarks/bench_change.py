@@ -15,7 +15,6 @@ busy minute hits both.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from contextlib import ExitStack
 from functools import partial
@@ -27,31 +26,12 @@ from harness.options import options
 from harness.paired import Timings, interleave
 from harness.report import Report, Table
 from harness.timed_steps import TimedSteps
+from harness.trees import ROOT, checked_out
 
-ROOT = Path(__file__).resolve().parent.parent
 BEFORE, NOW = "before", "now"
 
 SLOWER = 1.03
 """What steps may take of those before: within the scatter."""
-
-
-def checked_out(revision: str, work: Path) -> Path:
-    """A tree of another commit, with its native library."""
-    name = _git("rev-parse", "--short", f"{revision}^{{commit}}")
-    tree = work / f"tree-{name}"
-    if not tree.exists():
-        _git("worktree", "add", "--detach", str(tree), name)
-    build = [sys.executable, "-m", "coterie.native.build"]
-    if subprocess.run(build, check=False, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree / "src")}).returncode:
-        raise SystemExit(f"The native library of {revision} cannot be built.")
-    return tree
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(ROOT), *arguments], check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr.strip())
-    return done.stdout.strip()
 
 
 def measure(

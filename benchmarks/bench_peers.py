@@ -1,4 +1,4 @@
-"""Coterie beside llama.cpp, stock transformers and accelerate, on a model of Qwen3-30B-A3B's size and the same weights.
+"""Coterie beside BigMoeOnEdge, llama.cpp, transformers and accelerate, on a model of Qwen3-30B-A3B's size.
 
 The model is generated (``fullsize_model.py``): four-bit experts with the routing statistics of the real one, the very
 same values in a store and in a GGUF file, and a text that every engine must reproduce token by token. Engines run as
@@ -18,6 +18,11 @@ says, without opening the model. Times to first token begin before the process e
 With ``--drop-cold TAU`` Coterie takes part in limited memory once more, leaving out light experts that are not in it.
 The text must be the same: whatever experts add, this model's next token is clear.
 
+BigMoeOnEdge, the strongest engine that streams experts, and llama.cpp's server generate whole answers beside Coterie
+(:mod:`peers.streaming`), which is a report of its own. BigMoeOnEdge takes part where ``--big-moe`` names its program.
+The ceiling is full overlap: a token takes as long as its reads or as its arithmetic, whichever is longer, at the speed
+that both have while the other goes on.
+
 An interrupted benchmark goes on with ``--resume``; ``--quick`` uses a model of 50 MB to see that all of it works.
 """
 
@@ -28,7 +33,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,14 +46,19 @@ from harness.machine import wait_until_quiet
 from harness.options import options
 from harness.page_cache import cached_bytes, drop_everything
 from harness.report import Report
+from harness.trees import checked_out
 from peers.analysis import publish_beside_ideal, record_routing, run_beside_ideal
+from peers.big_moe import big_moe_engines, big_moe_program, version_of
 from peers.case import Case
 from peers.contest import Contest
-from peers.engines import Coterie, Engine, LlamaCpp, Transformers
+from peers.engines import Coterie, Engine, LlamaCpp, LlamaOverHttp, Transformers
 from peers.llama_build import build_llama
 from peers.packages import installed
 from peers.sizes import FULL, GIB, OURS, QUICK, Sizes, contest_cases, requirements, size_name
+from peers.streaming import BEFORE, Contestants, publish_streaming, run_streaming, strongest
 from peers.tables import case_table, require_budgets, require_ratios, summarise
+
+PARTS = ("contest", "analysis", "stock", "streaming")
 
 
 def stock_contest(report: Report, sizes: Sizes, given: argparse.Namespace, rounds: int) -> None:
@@ -80,6 +90,48 @@ def stock_contest(report: Report, sizes: Sizes, given: argparse.Namespace, round
     report.values["stock outcomes"] = [asdict(one) for one in contest.outcomes.values()]
 
 
+def streaming_contest(sizes: Sizes, given: argparse.Namespace, who: Contestants, model: FullSizeModel) -> Contest:
+    """Runs the engines that read experts while they decode."""
+    contest = Contest(model, _journal(given, f"{sizes.shape}-streaming"))
+    run_streaming(contest, sizes, who, given.streaming_rounds, given.timeout, given.server_timeout)
+    return contest
+
+
+def publish_streaming_contest(streaming: Contest, contest: Contest, sizes: Sizes, given: argparse.Namespace) -> Report:
+    """The report of its own, and the summary for the front page where the strongest peer has taken part."""
+    title = "Coterie beside engines that stream experts"
+    report = Report("peers_streaming", title, work=given.work_dir, quick=given.quick, summary_name="peers_summary")
+    publish_streaming(report, streaming, sizes)
+    if wanted := strongest(streaming, sizes):
+        # What llama.cpp is strong at: everything in memory, and long prompts.
+        others = [one for one in requirements(sizes) if not one.case.startswith("start in")]
+        others = others if "contest" in given.parts else []
+        rounds = f"{given.streaming_rounds} rounds" + (f" (of the last rows: {given.rounds})" if others else "")
+        caption = f"{sizes.shape}, four bits, {given.threads} cores, medians of {rounds}:"
+        report.summary = summarise([(streaming, wanted), (contest, others)], OURS, caption, "strongest peer")
+    report.values |= {"llama.cpp": given.llama_version, "BigMoeOnEdge": given.big_moe_version}
+    return report
+
+
+def contestants(sizes: Sizes, given: argparse.Namespace) -> Contestants:
+    """Who reads experts while decoding."""
+    files = Files(given.work_dir, sizes.shape)
+    ours = Coterie(files.store, given.threads)
+    before = None
+    if given.before is not None:
+        before = replace(ours, name=BEFORE, source=checked_out(given.before, given.work_dir) / "src")
+    rivals = []
+    given.big_moe_version = None
+    if given.big_moe is not None:
+        program = big_moe_program(given.big_moe)
+        given.big_moe_version = version_of(program)
+        caches = tuple(given.big_moe_cache or sizes.big_moe_caches)
+        rivals = big_moe_engines(program, files.gguf, given.threads, caches, overlap=given.big_moe_overlap)
+    return Contestants(
+        ours=ours, before=before, big_moe=rivals, server=LlamaOverHttp(given.llama_server, files.gguf, given.threads)
+    )
+
+
 def prepare(sizes: Sizes, given: argparse.Namespace) -> tuple[FullSizeModel, list[Engine], list[Engine]]:
     """The model's files and llama.cpp; returns the model, and the engines for limited memory and without a limit."""
     model = FullSizeModel(SHAPES[sizes.shape])
@@ -87,7 +139,7 @@ def prepare(sizes: Sizes, given: argparse.Namespace) -> tuple[FullSizeModel, lis
     _check_disk(given.work_dir, sizes.shape, files)
     files.make("gguf", "store")
     llama = build_llama(given.work_dir, source=given.llama_source, build=given.llama_build)
-    given.llama_version = llama.version
+    given.llama_version, given.llama_server = llama.version, llama.server
     ours = Coterie(files.store, given.threads)
     mapped = LlamaCpp(llama.completion, files.gguf, given.threads, repacked=False)
     repacked = LlamaCpp(llama.completion, files.gguf, given.threads, repacked=True)
@@ -118,8 +170,6 @@ def publish_contest(
             caption,
         )
     require_ratios(report, contest, requirements(sizes), OURS)
-    caption = f"{sizes.shape}, four bits, {given.threads} cores, medians of {given.rounds} rounds:"
-    report.summary = summarise(contest, requirements(sizes), OURS, caption)
     budgets = {case.name: case.memory for case in cases if case.memory is not None}
     require_budgets(report, contest, budgets, OURS)
     report.values["outcomes"] = [{"round": key[0], **asdict(one)} for key, one in contest.outcomes.items()]
@@ -176,36 +226,58 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="for one run (%(default)g)")
     parser.add_argument("--limited-timeout", type=float, metavar="SECONDS", help="for one that starts in a cgroup")
     parser.add_argument("--resume", action="store_true", help="keep the runs that an interrupted benchmark has made")
-    parser.add_argument("--no-stock", action="store_true", help="leave out transformers and accelerate")
-    parser.add_argument("--no-analysis", action="store_true", help="leave out routing and the ideal")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="only these: llama.cpp, routing and the ideal, "
+        "transformers and accelerate, engines that stream experts"
+    )  # fmt: skip
+    parser.add_argument("--streaming-rounds", type=int, default=5, help="of engines that stream (%(default)s)")
+    parser.add_argument("--big-moe", type=Path, metavar="PATH", help="program of BigMoeOnEdge, or where it was built")
+    parser.add_argument("--big-moe-cache", type=int, nargs="+", metavar="MB", help="other sizes of its cache")
+    parser.add_argument(
+        "--big-moe-overlap", action="store_true", help="it also with --overlap, if its build can do that"
+    )
+    parser.add_argument(
+        "--server-timeout", type=float, default=120.0, metavar="SECONDS", help="for llama-server (%(default)g)"
+    )
+    parser.add_argument("--before", metavar="COMMIT", help="compare the time to the first token with that of a commit")
     parser.add_argument("--llama-source", type=Path, help="a source tree of llama.cpp to use")
     parser.add_argument("--llama-build", type=Path, help="a build directory of llama.cpp to use, or to build in")
     given = parser.parse_args()
+    if "streaming" not in given.parts and (given.big_moe or given.before):
+        parser.error("--big-moe and --before belong to the part 'streaming', which --parts leaves out")
+    if given.big_moe is None and (given.big_moe_cache or given.big_moe_overlap):
+        parser.error("--big-moe-cache and --big-moe-overlap need --big-moe")
     # Killed politely, it still ends what it has started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated."))
     sizes = QUICK if given.quick else FULL
     changes: dict[str, object] = {"shape": given.shape} if given.shape else {}
     if given.limits:
         limits = tuple(int(limit * GIB) for limit in given.limits)
-        changes |= {"limits": limits, "prefill_limits": limits}
+        changes |= {"limits": limits, "prefill_limits": limits, "streaming_limit": limits[0]}
     if changes:
         sizes = Sizes(**{**asdict(sizes), **changes})
     given.work_dir.mkdir(parents=True, exist_ok=True)
+    if "streaming" in given.parts and find_spec("matplotlib") is None:
+        raise SystemExit("The figure of the part 'streaming' needs Matplotlib: pip install '.[analysis]'.")
     model, limited, free = prepare(sizes, given)
+    who = contestants(sizes, given) if "streaming" in given.parts else None
     wait_until_quiet(given.wait_quiet)
     report = Report("peers", "Coterie beside its peers", work=given.work_dir, quick=given.quick)
-    contest = Contest(model, _journal(given, sizes.shape))
+    # What an earlier benchmark has measured stays where that is not measured anew.
+    resumed = given.resume or "contest" not in given.parts
+    contest = Contest(model, Journal(given.work_dir / f"peers-{sizes.shape}.jsonl", resume=resumed))
     cases = contest_cases(sizes, given.timeout, given.limited_timeout)
     chosen = [
         (case, whole) for case, whole in cases if not given.cases or any(text in case.name for text in given.cases)
     ]
     try:
         _check_cold()
-        for number in range(given.rounds):
-            for case, whole in chosen:
-                contest.run(case, free if whole else limited, number)
-        publish_contest(report, contest, sizes, [case for case, _ in chosen], given)
-        if not given.no_analysis:
+        if "contest" in given.parts:
+            for number in range(given.rounds):
+                for case, whole in chosen:
+                    contest.run(case, free if whole else limited, number)
+            publish_contest(report, contest, sizes, [case for case, _ in chosen], given)
+        if "analysis" in given.parts:
             ours = limited[0]
             assert isinstance(ours, Coterie)
             beside = Contest(model, _journal(given, f"{sizes.shape}-ideal"))
@@ -215,13 +287,17 @@ def main() -> int:
             run_beside_ideal(beside, sizes, ours, paired, given.pairs, given.timeout)
             publish_beside_ideal(report, beside, sizes, paired)
             record_routing(report, contest, sizes, ours, given.work_dir, given.timeout)
-        if not given.no_stock:
+        if "stock" in given.parts:
             stock_contest(report, sizes, given, 1)
+        streaming = streaming_contest(sizes, given, who, model) if who is not None else None
     except CgroupUnavailable as reason:
         raise SystemExit(f"This benchmark needs a memory cgroup (root, cgroup v1 or v2): {reason}.") from reason
     except PermissionError as reason:
         raise SystemExit(f"This benchmark empties the page cache, which takes root: {reason}.") from reason
-    return report.finish()
+    reports = [report] if set(given.parts) - {"streaming"} else []
+    if streaming is not None:
+        reports.append(publish_streaming_contest(streaming, contest, sizes, given))
+    return max([one.finish() for one in reports])
 
 
 if __name__ == "__main__":

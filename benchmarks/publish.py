@@ -22,10 +22,12 @@ PAGES = (
             "curves.md",
             "drop-cold.md",
             "fit.md",
+            "hub-stores.md",
             "planning.md",
             "sizes.md",
             "speech.md",
             "speed.md",
+            "which-file.md",
         )
     ),
 )

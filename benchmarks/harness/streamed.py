@@ -32,7 +32,7 @@ class Piece:
     Attributes:
         at_s: Seconds since the process was made.
         text: What came.
-        read_bytes: Bytes that the process had read from disks by then, page faults included.
+        read_bytes: Bytes that its processes had read from disks by then, page faults included.
     """
 
     at_s: float
@@ -92,7 +92,7 @@ def run_streamed(
             entering, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **(env or {})}, bufsize=0
         )
         assert process.stdout is not None
-        listener = threading.Thread(target=_listen, args=(process.stdout.fileno(), process.pid, began, run))
+        listener = threading.Thread(target=_listen, args=(process, cgroup, began, run))
         listener.start()
         try:
             _watch(process, cgroup, run, began, timeout_s)
@@ -137,10 +137,13 @@ def _end(cgroup: MemoryCgroup, process: subprocess.Popen[bytes]) -> None:
             os.kill(each, signal.SIGKILL)
 
 
-def _listen(descriptor: int, pid: int, began: float, run: StreamedRun) -> None:
-    while data := os.read(descriptor, 1 << 16):
+def _listen(process: subprocess.Popen[bytes], cgroup: MemoryCgroup, began: float, run: StreamedRun) -> None:
+    assert process.stdout is not None
+    while data := os.read(process.stdout.fileno(), 1 << 16):
         at = time.perf_counter() - began
-        run.pieces.append(Piece(at, data.decode(errors="replace"), _read_bytes(pid)))
+        # A process that has just ended is in no cgroup any more, but its counters stay until it is waited for.
+        read = sum(map(_read_bytes, {process.pid, *cgroup.processes()}))
+        run.pieces.append(Piece(at, data.decode(errors="replace"), read))
 
 
 def _read_bytes(pid: int) -> int:

@@ -22,6 +22,7 @@ class Case:
         new_tokens: Tokens to generate.
         settle_tokens: Of these, so many decode steps come before measuring begins.
         warm: Whether the model is brought into memory first, as far as the engine can do that.
+        busy: Whether a process that does nothing but turn runs beside it.
         timeout_s: The run ends after that, with the tokens that have come.
     """
 
@@ -32,6 +33,7 @@ class Case:
     new_tokens: int
     settle_tokens: int
     warm: bool = False
+    busy: bool = False
     timeout_s: float = 600.0
 
     @property
@@ -96,7 +98,7 @@ class Outcome:
         return self.decode_read_bytes / len(self.steps_s) if self.steps_s else None
 
 
-def outcome_of(engine: str, case: Case, run: StreamedRun, walk: list[int]) -> Outcome:
+def outcome_of(engine: str, case: Case, run: StreamedRun, walk: list[int], *, echoes: bool = False) -> Outcome:
     """What a run showed.
 
     Args:
@@ -104,8 +106,11 @@ def outcome_of(engine: str, case: Case, run: StreamedRun, walk: list[int]) -> Ou
         case: What it was to do.
         run: What it did.
         walk: The tokens that greedy decoding must give.
+        echoes: Whether the engine prints the prompt before the answer, and figures after it.
     """
     arrivals = run.arrivals(TOKEN_LENGTH)
+    if echoes:
+        arrivals = arrivals[case.prompt_tokens :][: case.new_tokens]
     tokens = [token_of(piece.text) if piece.text.isalnum() and piece.text.isascii() else -1 for piece in arrivals]
     outcome = Outcome(
         engine=engine,

@@ -13,7 +13,7 @@ from harness.journal import Journal
 from peers.case import Case, Outcome
 from peers.engines import Engine, measure
 
-Metric = Literal["decode", "prefill", "first token"]
+Metric = Literal["decode", "prefill", "first token", "whole run"]
 
 
 @dataclass
@@ -78,6 +78,8 @@ def speed(metric: Metric, outcome: Outcome) -> float:
         return 0.0
     if metric == "first token":
         return 1 / outcome.first_token_s if outcome.first_token_s else 0.0
+    if metric == "whole run":
+        return 0.0 if outcome.failure else 1 / outcome.seconds
     value = outcome.decode_tokens_per_s if metric == "decode" else outcome.prefill_tokens_per_s
     return value or 0.0
 

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,21 +28,20 @@ class Printer:
     """A transformers streamer that prints tokens and notes when they came.
 
     Args:
-        after: Tokens after which to pause.
-        pause: Called then.
+        calls: What is called after how many tokens.
     """
 
-    def __init__(self, after: int | None = None, pause: Callable[[], None] | None = None) -> None:
+    def __init__(self, calls: Mapping[int, Callable[[], None]] | None = None) -> None:
         self.times: list[float] = []
-        self._after, self._pause = after, pause
+        self._calls = calls or {}
 
     def put(self, value: torch.Tensor) -> None:
         """Called with the prompt first, then with every token."""
         self.times.append(time.perf_counter())
         if len(self.times) > 1:
             print(text_of(int(value)), end="", flush=True)
-        if self._pause is not None and len(self.times) - 1 == self._after:
-            self._pause()
+        if call := self._calls.get(len(self.times) - 1):
+            call()
 
     def end(self) -> None:
         """Called once at the end."""
@@ -141,6 +140,7 @@ def main() -> int:
     parser.add_argument("--prefetch", help="other than by default")
     parser.add_argument("--drop-cold", type=float, help="leave out light experts that are not in memory")
     parser.add_argument("--grow-after", type=int, help="tokens after which to wait until the cache has its memory")
+    parser.add_argument("--memory-after", type=int, help="tokens after which to note how much memory the cache has")
     given = parser.parse_args()
     warnings.filterwarnings("ignore", "The experts have")
 
@@ -164,33 +164,42 @@ def main() -> int:
     warmed = time.perf_counter()
     ids = ids_of(given.prompt)
     recorder = Recorder(runtime)
+    calls: dict[int, Callable[[], None]] = {}
+    noted: dict[str, int] = {}
+    if given.grow_after is not None:
+        calls[given.grow_after] = lambda: wait_for_memory(runtime)
+    if given.memory_after is not None:
+        calls[given.memory_after] = lambda: noted.update(memory_after=runtime.cache.stats().committed_bytes)
     if given.served:
         runtime.add_observer(recorder)
     with runtime.record_trace(given.trace) if given.trace is not None else nullcontext():
-        printer = Printer(given.grow_after, lambda: wait_for_memory(runtime))
-        times = generate(model, ids, given.new_tokens, printer)
+        times = generate(model, ids, given.new_tokens, Printer(calls))
     if given.served:
         runtime.remove_observer(recorder)
         recorder.end_step()
     stats = runtime.stats()
-    own: dict[str, object] = times | {
-        "import_s": imported - began,
-        "load_s": loaded - imported,
-        "warm_s": warmed - loaded,
-        "capacity": stats.capacity,
-        "total_expert_bytes": stats.total_expert_bytes,
-        "expert_bytes": max(runtime.source.record_nbytes.values()),
-        "decode_hit_rate": stats.total.decode_hit_rate,
-        "bytes_read": stats.total.bytes_read,
-        "wait_s": stats.total.wait_s,
-        "left_out": stats.total.left_out,
-        "bytes_not_read": stats.total.bytes_not_read,
-        "committed_bytes": runtime.cache.stats().committed_bytes,
-        "prefetch_issued": stats.prefetch_issued,
-        "prefetch_used": stats.prefetch_used,
-        "prefetch_in_time": stats.prefetch_in_time,
-        "prefetch_verdicts": dict(stats.prefetch_verdicts),
-    }
+    own: dict[str, object] = (
+        times
+        | noted
+        | {
+            "import_s": imported - began,
+            "load_s": loaded - imported,
+            "warm_s": warmed - loaded,
+            "capacity": stats.capacity,
+            "total_expert_bytes": stats.total_expert_bytes,
+            "expert_bytes": max(runtime.source.record_nbytes.values()),
+            "decode_hit_rate": stats.total.decode_hit_rate,
+            "bytes_read": stats.total.bytes_read,
+            "wait_s": stats.total.wait_s,
+            "left_out": stats.total.left_out,
+            "bytes_not_read": stats.total.bytes_not_read,
+            "committed_bytes": runtime.cache.stats().committed_bytes,
+            "prefetch_issued": stats.prefetch_issued,
+            "prefetch_used": stats.prefetch_used,
+            "prefetch_in_time": stats.prefetch_in_time,
+            "prefetch_verdicts": dict(stats.prefetch_verdicts),
+        }
+    )
     if given.served:
         own["served"] = recorder.steps
     if given.costs:

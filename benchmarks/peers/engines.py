@@ -7,20 +7,21 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from fullsize.model import FullSizeModel
 from fullsize.walk import text_of
 from harness.cgroup import CgroupRun
 from harness.page_cache import drop_everything
 from harness.streamed import StreamedRun, run_streamed
+from harness.timed_steps import BusyProcess
 from peers.case import Case, Outcome, outcome_of
 
 _BENCHMARKS = Path(__file__).resolve().parent.parent
-_CONTEXT_SLACK = 32
+CONTEXT_SLACK = 32
 
 
 class Engine(Protocol):
@@ -29,6 +30,11 @@ class Engine(Protocol):
     @property
     def name(self) -> str:
         """For people."""
+        ...
+
+    @property
+    def echoes(self) -> bool:
+        """Whether it prints the prompt before the answer, and figures after it."""
         ...
 
     @contextmanager
@@ -55,6 +61,8 @@ class Coterie:
         prefetch: As ``load`` takes it; None for its default.
         drop_cold: Likewise.
         grown: Whether to wait until the cache has its memory before steps are measured.
+        memory_after: Tokens after which to report how much memory the cache has; None for not at all.
+        source: A directory with the Coterie to run; None for this one.
     """
 
     store: Path
@@ -66,6 +74,9 @@ class Coterie:
     prefetch: str | None = None
     drop_cold: float | None = None
     grown: bool = False
+    memory_after: int | None = None
+    source: Path | None = None
+    echoes: ClassVar[bool] = False
 
     @contextmanager
     def started(self, case: Case, prompt: str) -> Iterator[tuple[list[str], dict[str, str]]]:
@@ -73,7 +84,7 @@ class Coterie:
         with tempfile.TemporaryDirectory() as folder:
             self._said = Path(folder) / "report.json"
             flags: list[object] = ["--prompt", prompt, "--new-tokens", case.new_tokens, "--threads", self.threads]
-            flags += ["--max-context", case.prompt_tokens + case.new_tokens + _CONTEXT_SLACK, "--report", self._said]
+            flags += ["--max-context", case.prompt_tokens + case.new_tokens + CONTEXT_SLACK, "--report", self._said]
             flags += ["--memory", case.memory] if case.memory is not None else []
             flags += ["--warm"] if case.warm else []
             flags += ["--trace", self.trace] if self.trace is not None else []
@@ -82,8 +93,9 @@ class Coterie:
             flags += ["--prefetch", self.prefetch] if self.prefetch is not None else []
             flags += ["--drop-cold", self.drop_cold] if self.drop_cold is not None else []
             flags += ["--grow-after", case.settle_tokens] if self.grown else []
+            flags += ["--memory-after", self.memory_after] if self.memory_after is not None else []
             command = [sys.executable, "-m", "peers.coterie_driver", str(self.store), *map(str, flags)]
-            yield command, {"PYTHONPATH": _python_path()}
+            yield command, {"PYTHONPATH": python_path(self.source)}
 
     def report(self, run: CgroupRun, outcome: Outcome) -> None:
         """See :class:`Engine`."""
@@ -110,6 +122,7 @@ class LlamaCpp:
     gguf: Path
     threads: int
     repacked: bool
+    echoes: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -120,7 +133,7 @@ class LlamaCpp:
     def started(self, case: Case, prompt: str) -> Iterator[tuple[list[str], dict[str, str]]]:
         """See :class:`Engine`."""
         words: list[object] = [self.program, "-m", self.gguf, "-p", prompt, "-n", case.new_tokens, "-t", self.threads]
-        words += ["-c", case.prompt_tokens + case.new_tokens + _CONTEXT_SLACK]
+        words += ["-c", case.prompt_tokens + case.new_tokens + CONTEXT_SLACK]
         # Greedy by a sampler that looks at one token only; no chat, nothing but the completion on standard output.
         words += ["--samplers", "top_k", "--top-k", 1, "-no-cnv", "--simple-io", "--no-display-prompt", "--perf"]
         words += ["--load-mode", "none"] if self.repacked else ["--load-mode", "mmap", "--no-repack"]
@@ -141,6 +154,37 @@ class LlamaCpp:
 
 
 @dataclass
+class LlamaOverHttp:
+    """llama.cpp's server with the file mapped, asked for one completion.
+
+    Attributes:
+        program: The server.
+        gguf: The model.
+        threads: Threads.
+    """
+
+    program: Path
+    gguf: Path
+    threads: int
+    name: str = "llama-server"
+    echoes: ClassVar[bool] = False
+
+    @contextmanager
+    def started(self, case: Case, prompt: str) -> Iterator[tuple[list[str], dict[str, str]]]:
+        """See :class:`Engine`."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._said = Path(folder) / "report.json"
+            flags: list[object] = ["--prompt", prompt, "--new-tokens", case.new_tokens, "--threads", self.threads]
+            flags += ["--report", self._said, "--program", self.program, "--prompt-tokens", case.prompt_tokens]
+            flags += ["--context", case.prompt_tokens + case.new_tokens + CONTEXT_SLACK]
+            flags += ["--memory", case.memory] if case.memory is not None else []
+            command = [sys.executable, "-m", "peers.server_driver", str(self.gguf), *map(str, flags)]
+            yield command, {"PYTHONPATH": python_path()}
+
+    report = Coterie.report
+
+
+@dataclass
 class Transformers:
     """Stock transformers, or with accelerate's disk offload.
 
@@ -155,6 +199,7 @@ class Transformers:
     threads: int
     offload: Path | None = None
     packages: Path | None = None
+    echoes: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -171,7 +216,7 @@ class Transformers:
             if self.offload is not None and case.memory is not None:
                 flags += ["--offload", self.offload, "--memory", case.memory]
             command = [sys.executable, "-m", "peers.transformers_driver", str(self.checkpoint), *map(str, flags)]
-            yield command, {"PYTHONPATH": _python_path(self.packages)}
+            yield command, {"PYTHONPATH": python_path(self.packages)}
 
     report = Coterie.report
 
@@ -188,9 +233,12 @@ def measure(engine: Engine, case: Case, model: FullSizeModel) -> Outcome:
 def _measure(engine: Engine, case: Case, model: FullSizeModel) -> Outcome:
     prompt = "".join(map(text_of, model.walk.tokens(0, case.prompt_tokens)))
     drop_everything()
+    beside = BusyProcess() if case.busy else nullcontext()
     with engine.started(case, prompt) as (command, environment):
-        run: StreamedRun = run_streamed(command, case.limit, env=environment, timeout_s=case.timeout_s)
-        outcome = outcome_of(engine.name, case, run, model.walk.tokens(case.prompt_tokens, case.new_tokens))
+        with beside:
+            run: StreamedRun = run_streamed(command, case.limit, env=environment, timeout_s=case.timeout_s)
+        walk = model.walk.tokens(case.prompt_tokens, case.new_tokens)
+        outcome = outcome_of(engine.name, case, run, walk, echoes=engine.echoes)
         engine.report(run, outcome)
     if not outcome.expected and not outcome.failure:
         outcome.failure = "computed other tokens than the model's"
@@ -198,6 +246,6 @@ def _measure(engine: Engine, case: Case, model: FullSizeModel) -> Outcome:
     return outcome
 
 
-def _python_path(*more: Path | None) -> str:
+def python_path(*more: Path | None) -> str:
     """This process's own search path for the drivers, so that all measure the same Coterie."""
     return ":".join([str(_BENCHMARKS), *(str(path) for path in more if path is not None), *filter(None, sys.path)])

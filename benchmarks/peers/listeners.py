@@ -6,6 +6,7 @@ import http.client
 import json
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from fullsize.walk import TOKEN_LENGTH, token_of
@@ -18,17 +19,19 @@ class Listener:
         port: Of a server with ``/v1/completions``.
         prompt: Text of the prompt.
         most: New tokens after which it ends.
+        hear: Called with every piece of text, in the listener's thread.
 
     Attributes:
         times: When each token was there.
         ended: Why there will be no more; None while there may be.
     """
 
-    def __init__(self, port: int, prompt: str, most: int) -> None:
+    def __init__(self, port: int, prompt: str, most: int, hear: Callable[[str], None] | None = None) -> None:
         self.times: list[float] = []
         self.ended: str | None = None
         self._left = False
         self._text = ""
+        self._hear = hear
         self._connection = http.client.HTTPConnection("127.0.0.1", port)
         body = {"prompt": prompt, "max_tokens": most, "temperature": 0, "stream": True, "ignore_eos": True}
         self._connection.request(
@@ -71,7 +74,10 @@ class Listener:
                 if "error" in event:
                     self.ended = str(event["error"])
                     return
-                self._text += "".join(choice.get("text") or "" for choice in event.get("choices", ()))
+                text = "".join(choice.get("text") or "" for choice in event.get("choices", ()))
+                self._text += text
+                if text and self._hear is not None:
+                    self._hear(text)
                 while len(self.times) < len(self._text) // TOKEN_LENGTH:
                     self.times.append(now)
             self.ended = "finished"

@@ -148,7 +148,7 @@ def served(server: Server, room: Room, *, path: str, timeout_s: float) -> Iterat
         SystemExit: If it does not come up.
     """
     with memory_cgroup(room.limit) as cgroup, tempfile.TemporaryFile() as said:
-        run, port, over = CgroupRun(limit=room.limit), _free_port(), threading.Event()
+        run, port, over = CgroupRun(limit=room.limit), free_port(), threading.Event()
         entering = ["/bin/sh", "-c", _ENTER, str(cgroup.path / "cgroup.procs"), *server.command(room, port)]
         began = time.perf_counter()
         process = subprocess.Popen(entering, stdout=said, stderr=said, env={**os.environ, "PYTHONPATH": path})
@@ -160,22 +160,38 @@ def served(server: Server, room: Room, *, path: str, timeout_s: float) -> Iterat
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
-            while not _answers(port, server.ready):
-                if process.poll() is not None or time.perf_counter() - began > timeout_s:
-                    said.seek(0)
-                    end = said.read().decode(errors="replace")[-3000:]
-                    raise SystemExit(f"{server.name} did not come up in {timeout_s:g} s:\n{end}")
-                time.sleep(_POLL_S)
+            if not until_ready(process, port, server.ready, timeout_s):
+                said.seek(0)
+                last = said.read().decode(errors="replace")[-3000:]
+                raise SystemExit(f"{server.name} did not come up in {timeout_s:g} s:\n{last}")
             yield Running(port, time.perf_counter() - began, run)
         finally:
-            _end(process)
+            end(process)
             over.set()
             watcher.join()
             run.seconds = time.perf_counter() - began
             run.usage, run.reclaims, run.oom_kills = cgroup.peak_usage(), cgroup.reclaims(), cgroup.oom_kills()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def until_ready(process: subprocess.Popen[bytes], port: int, path: str, timeout_s: float) -> bool:
+    """Waits until a server can be asked; whether it came to that.
+
+    Args:
+        process: The server.
+        port: Where it listens.
+        path: What answers 200 then.
+        timeout_s: How long that may take.
+    """
+    deadline = time.perf_counter() + timeout_s
+    while not _answers(port, path):
+        if process.poll() is not None or time.perf_counter() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a server, politely first."""
     for number in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
         if process.poll() is not None:
             return
@@ -185,7 +201,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peers.case import Case
 from peers.tables import Requirement
@@ -27,6 +27,10 @@ class Sizes:
         trace: Decode steps of the recorded routing.
         stock_shape: The model that peers get which read bfloat16 alone.
         stock_limit: Their memory cgroup.
+        answer: Tokens that engines which stream experts generate, all of them measured.
+        memory_after: Of these, the number after which the cache's memory is looked at.
+        big_moe_caches: Sizes of BigMoeOnEdge's cache to try, in its MB.
+        streaming_limit: The memory cgroup of those.
     """
 
     shape: str
@@ -39,6 +43,10 @@ class Sizes:
     trace: int
     stock_shape: str
     stock_limit: int
+    answer: int
+    memory_after: int
+    big_moe_caches: tuple[int, ...]
+    streaming_limit: int
 
 
 FULL = Sizes(
@@ -52,6 +60,10 @@ FULL = Sizes(
     trace=512,
     stock_shape="four-layers",
     stock_limit=4 * GIB,
+    answer=256,
+    memory_after=32,
+    big_moe_caches=(4500, 5500, 6000),
+    streaming_limit=8 * GIB,
 )
 QUICK = Sizes(
     shape="small",
@@ -64,6 +76,10 @@ QUICK = Sizes(
     trace=64,
     stock_shape="small",
     stock_limit=GIB,
+    answer=48,
+    memory_after=32,
+    big_moe_caches=(16, 24),
+    streaming_limit=768 * MIB,
 )
 
 
@@ -121,6 +137,20 @@ def contest_cases(sizes: Sizes, timeout_s: float, limited_timeout_s: float | Non
     warm = short | {"prompt_tokens": sizes.long_prompt, "warm": True}
     cases.append((Case(name="in memory", limit=None, timeout_s=timeout_s, **warm), True))
     return cases
+
+
+def streaming_cases(sizes: Sizes, timeout_s: float) -> tuple[Case, Case]:
+    """A whole answer of engines that stream experts: on an idle machine, and beside one busy process."""
+    name = f"{sizes.answer} tokens in {size_name(sizes.streaming_limit)}"
+    idle = Case(
+        name=name,
+        limit=sizes.streaming_limit,
+        prompt_tokens=sizes.prompt,
+        new_tokens=sizes.answer,
+        settle_tokens=0,
+        timeout_s=timeout_s,
+    )
+    return idle, replace(idle, name=f"{name}, beside a busy process", busy=True)
 
 
 def roomy_case(sizes: Sizes, timeout_s: float) -> tuple[str, Case]:

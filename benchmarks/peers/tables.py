@@ -10,7 +10,7 @@ from peers.case import Outcome, median_and_quartiles
 from peers.contest import Contest, Metric, speed
 
 GIB = 1 << 30
-_UNITS: dict[Metric, str] = {"decode": "tok/s", "prefill": "tok/s", "first token": "s"}
+_UNITS: dict[Metric, str] = {"decode": "tok/s", "prefill": "tok/s", "first token": "s", "whole run": "s"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def case_table(report: Report, contest: Contest, case: str, metrics: Sequence[Me
 
 def _speeds(metric: Metric, outcomes: Sequence[Outcome]) -> str:
     values = [speed(metric, one) for one in outcomes]
-    values = [1 / value if metric == "first token" else value for value in values if value]
+    values = [1 / value if _UNITS[metric] == "s" else value for value in values if value]
     if not values:
         return "–"
     middle, low, high = median_and_quartiles(values)
@@ -90,18 +90,24 @@ def require_ratios(report: Report, contest: Contest, requirements: Sequence[Requ
         report.values[f"{one.case}, {one.metric}, ratio to {against}"] = ratio
 
 
-def summarise(contest: Contest, requirements: Sequence[Requirement], ours: str, caption: str) -> Table:
-    """What was compared in a few rows: medians, and the median ratio of a round."""
-    table = Table(caption, ("", "Coterie", "llama.cpp", "ratio"))
-    for one in requirements:
+def summarise(compared: Sequence[tuple[Contest, Sequence[Requirement]]], ours: str, caption: str, peers: str) -> Table:
+    """What was compared in a few rows: medians, and the median ratio of a round.
+
+    Args:
+        compared: Outcomes, and what is compared of them.
+        ours: Engine.
+        caption: Of the table.
+        peers: Heading of the column of peers.
+    """
+    table = Table(caption, ("", "Coterie", peers, "ratio"))
+    for contest, one in ((contest, one) for contest, wanted in compared for one in wanted):
         ratio = contest.ratio(one.metric, one.case, ours, one.peers)
         if ratio is None:
             continue
         middles = {who: _middle(one.metric, contest.of(one.case, who)) for who in (ours, *one.peers)}
         rival = max(one.peers, key=lambda who: middles[who] or 0.0)
         cells = [_in_units(one.metric, middles[who]) for who in (ours, rival)]
-        kind = f" ({rival.removeprefix('llama.cpp ')})" if len(one.peers) > 1 else ""
-        table.rows.append((f"{one.metric}, {one.case}", cells[0], cells[1] + kind, f"{ratio:.3g} ×"))
+        table.rows.append((f"{one.metric}, {one.case}", cells[0], f"{cells[1]} ({rival})", f"{ratio:.3g} ×"))
     return table
 
 
@@ -113,7 +119,7 @@ def _middle(metric: Metric, outcomes: Sequence[Outcome]) -> float | None:
 def _in_units(metric: Metric, middle: float | None) -> str:
     if middle is None:
         return "–"
-    return f"{1 / middle:.1f} s" if metric == "first token" else f"{middle:.2f} tok/s"
+    return f"{1 / middle:.1f} s" if _UNITS[metric] == "s" else f"{middle:.2f} tok/s"
 
 
 def require_budgets(report: Report, contest: Contest, limits: dict[str, int], ours: str) -> None:

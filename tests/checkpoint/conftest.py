@@ -63,5 +63,5 @@ def text(publish, zoo_checkpoint) -> Path:
 def waits(monkeypatch) -> list[float]:
     """The seconds that the client wanted to wait; it does not."""
     seconds: list[float] = []
-    monkeypatch.setattr("coterie.checkpoint.hub.attempts.pause", lambda wait, stopped: seconds.append(wait))
+    monkeypatch.setattr("coterie.records.remote.attempts.pause", lambda wait, stopped: seconds.append(wait))
     return seconds

@@ -28,7 +28,7 @@ _LARGE = (".safetensors", ".bin", ".gguf")
 _XET: frozenset[str] = frozenset()
 _PIECE = 16 * 1024
 
-Kind = Literal["status", "reset", "close", "stall", "corrupt", "unranged", "short"]
+Kind = Literal["status", "reset", "close", "stall", "corrupt", "unranged", "short", "headers"]
 
 
 @dataclass(slots=True)
@@ -51,13 +51,13 @@ class Fault:
     Attributes:
         kind: ``status`` answers with a status; ``reset`` and ``close`` end the connection within the body, in the rough
             or the orderly way; ``stall`` stops sending for a while; ``corrupt`` sends another byte; ``unranged``
-            ignores ranges; ``short`` sends and promises fewer bytes than the file has.
+            ignores ranges; ``short`` sends and promises fewer bytes than the file has; ``headers`` says other headers.
         match: Regular expression on ``METHOD SERVER FILE``, such as ``GET cdn model.safetensors``; the interface
             for lists is the file ``api``.
         count: How many requests are struck, or None for all.
         after: Bytes of the body that are sent before; the byte that is another one. A body that is shorter is spared.
         status: For ``status``.
-        headers: For ``status``.
+        headers: For ``status`` and ``headers``.
         seconds: For ``stall``.
     """
 
@@ -92,7 +92,7 @@ class Repository:
 
 
 class LocalHub:
-    """Serves repositories by id; ``asked`` is what clients asked for files, ``faults`` what goes wrong.
+    """Serves repositories by id; says what clients asked for files, and from where; ``faults`` are what goes wrong.
 
     ``uploaded`` is what they sent, ``contents`` the large files among that, by SHA-256.
 
@@ -115,6 +115,7 @@ class LocalHub:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._connections: WeakSet[socket.socket] = WeakSet()
+        self.connected: list[Any] = []
         self._servers = [self._serve("hub"), self._serve("cdn")]
         self._threads = [
             threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True) for server in self._servers
@@ -136,6 +137,7 @@ class LocalHub:
             def get_request(self) -> tuple[socket.socket, Any]:
                 found = super().get_request()
                 hub._connections.add(found[0])
+                hub.connected.append(found[1])
                 return found
 
             def handle_error(self, request: Any, client_address: Any) -> None:
@@ -276,6 +278,8 @@ class _Handler(Uploads, BaseHTTPRequestHandler):
                 self._send(416, b"", {"Content-Range": f"bytes */{size}"})
                 return
             headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+        if (other := self.served.fault(("headers",), what)) is not None:
+            headers |= other.headers
         corrupt = self.served.fault(("corrupt",), what, size - 1)
         if corrupt is not None:
             content[corrupt.after] ^= 1

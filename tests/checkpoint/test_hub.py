@@ -95,7 +95,7 @@ def by_expert(checkpoint: Path, target: Path) -> Path:
 
 def test_extracting_some_experts_downloads_their_shards_only(hub, publish, zoo_checkpoint, tmp_path):
     publish(by_expert(zoo_checkpoint("qwen3_moe", BF16), tmp_path / "by-expert"))
-    report = extract(REPO, tmp_path / "store", experts="0,5")
+    report = extract(REPO, tmp_path / "store", experts="0,5", keep_download=True)
     needed = {f"model-{part}.safetensors" for part in ("dense", 0, 5)}
     (snapshot,) = (tmp_path / "cache").rglob("snapshots/*")
     assert {path.name for path in snapshot.glob("*.safetensors")} == needed

@@ -17,10 +17,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from coterie.checkpoint import Checkpoint, TensorInfo
+from coterie.checkpoint import Checkpoint
 from coterie.checkpoint.hub import repository
-from coterie.checkpoint.hub.attempts import Attempts
-from coterie.checkpoint.hub.failures import BrokenAnswer, HubFailure
+from coterie.checkpoint.hub.remote_headers import RemoteHeader
 from coterie.cli import main
 from coterie.errors import (
     CheckpointError,
@@ -32,6 +31,8 @@ from coterie.errors import (
 )
 from coterie.extraction import extract
 from coterie.inspection import verify
+from coterie.records.remote.attempts import Attempts
+from coterie.records.remote.failures import BrokenAnswer, RequestFailure
 from coterie.store import Store
 
 from .conftest import REPO
@@ -183,7 +184,7 @@ def test_what_nobody_wants_any_more_is_not_tried_again(waits):
     attempts = Attempts("a shard", stopped=stopped)
     attempts.failed(BrokenAnswer("refused"))
     stopped.set()
-    with pytest.raises(HubFailure, match="refused"):
+    with pytest.raises(RequestFailure, match="refused"):
         attempts.failed(BrokenAnswer("refused"))
     assert waits == [0.5]
 
@@ -235,13 +236,14 @@ def test_a_header_that_differs_from_the_file_s_is_an_error(hub, text, waits, tmp
     """It decides what the bytes are taken for, and no checksum tells that it was another when it was sent."""
     read = repository.read_remote_header
 
-    def other(url: str, path: Path, *rest) -> dict[str, TensorInfo]:
-        return {name: replace(info, dtype="F16") for name, info in read(url, path, *rest).items()}
+    def other(url: str, path: Path, *rest) -> RemoteHeader:
+        header = read(url, path, *rest)
+        return replace(header, tensors={name: replace(info, dtype="F16") for name, info in header.tensors.items()})
 
     with monkeypatch.context() as patched:
         patched.setattr(repository, "read_remote_header", other)
         with pytest.raises(CheckpointFileError, match=r"model-\S+ has another header than the one"):
-            extract(REPO, tmp_path / "store")
+            extract(REPO, tmp_path / "store", keep_download=True)
     with pytest.raises(StoreNotFoundError):
         Store.open(tmp_path / "store")
 
@@ -460,7 +462,7 @@ def test_the_disk_of_the_cache_is_looked_at(hub, text, waits, two_disks, cache, 
         with pytest.raises(
             DiskSpaceError, match=rf"download needs .* on the disk of the Hub's cache, {cache}; .*HF_HOME"
         ) as e:
-            extract(REPO, tmp_path / "store", dry_run=dry_run)
+            extract(REPO, tmp_path / "store", keep_download=True, dry_run=dry_run)
         assert e.value.path == cache
         assert e.value.free == _SMALL
     assert not [
@@ -534,10 +536,10 @@ def test_an_interrupted_command_says_what_is_kept(at, hub, text, tmp_path, capsy
     def interrupt(seconds: float, stopped: threading.Event) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("coterie.checkpoint.hub.attempts.pause", interrupt)
+    monkeypatch.setattr("coterie.records.remote.attempts.pause", interrupt)
     after = 20_000 if at == "shard" else 0
     hub.faults.append(Fault("close", "cdn", after=after))
-    assert main(["extract", REPO, str(tmp_path / "store")]) == 130
+    assert main(["extract", REPO, str(tmp_path / "store"), "--keep-download"]) == 130
     captured = capsys.readouterr()
     assert "What was downloaded is kept in the Hub's cache; the same command goes on from there." in captured.err
     assert not (tmp_path / "store").exists()

@@ -95,7 +95,7 @@ def test_some_schedules_of_faults(hub, text, waits, tmp_path, monkeypatch):
 @pytest.mark.timeout(3600)
 def test_many_schedules_of_faults(hub, text, waits, tmp_path, monkeypatch):
     """``COTERIE_HUB_SCHEDULES`` says how many."""
-    count = int(os.environ.get("COTERIE_HUB_SCHEDULES", "40"))
+    count = int(os.environ.get("COTERIE_HUB_SCHEDULES", "200"))
     outcomes = run_schedules(range(1000, 1000 + count), hub, text, tmp_path, monkeypatch)
     print(outcomes)
     assert count < 20 or min(outcomes.values()) > 0

@@ -184,7 +184,7 @@ def test_a_download_that_was_stopped_goes_on(hub, store, monkeypatch, open_model
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("coterie.checkpoint.hub.attempts.pause", stop)
+    monkeypatch.setattr("coterie.records.remote.attempts.pause", stop)
     with pytest.raises(KeyboardInterrupt):
         load(REPO)
     assert size // 2 <= hub.fetched()[name] < size

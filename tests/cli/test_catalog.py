@@ -78,7 +78,7 @@ def test_a_store_with_a_broken_manifest_can_be_removed(folder: Path) -> None:
 
 
 def test_what_an_interrupted_growth_left_is_removed_with_the_store(folder: Path) -> None:
-    for name in (".coterie.journal", "experts/thinker/mlp-layer-000.1.safetensors"):
+    for name in (".coterie.journal", ".coterie.received", "experts/thinker/mlp-layer-000.1.safetensors"):
         (folder / "some" / name).write_text("half")
     remove_store(find_store(folder, "some"))
     assert not (folder / "some").exists()
@@ -91,6 +91,14 @@ def test_foreign_files_stop_the_removal_before_it_begins(folder: Path, name: str
         remove_store(find_store(folder, "full"))
     Store.open(folder / "full")
     assert (folder / "full" / name).read_text() == "mine"
+
+
+def test_what_an_interrupted_writer_keeps_for_itself_is_removed_with_the_store(folder: Path) -> None:
+    (folder / "begun" / ".coterie.received").write_text("half")
+    (folder / "begun" / ".coterie.calibration").mkdir()
+    (folder / "begun" / ".coterie.calibration" / "layer").write_text("half")
+    remove_store(find_store(folder, "begun"))
+    assert not (folder / "begun").exists()
 
 
 def test_foreign_weights_in_an_unfinished_store_stop_the_removal(folder: Path) -> None:

@@ -1,11 +1,13 @@
 """The policy that knows beforehand, against its formula and against the one that must learn."""
 
+import math
+
 import numpy as np
 import pytest
 
 from coterie.errors import UsageError
 from coterie.eviction import Group, TrustPolicy, check_policy, make_policy, simulate
-from coterie.eviction.markov import Transitions, Visit
+from coterie.eviction.visit_history import Visit, VisitHistory
 
 LAYERS, EXPERTS, TOP_K = 6, 24, 3
 
@@ -16,25 +18,28 @@ def always(key):
 
 def learned(expected=None):
     """One bank after some visits, of which something was expected or not."""
-    transitions = Transitions()
-    transitions.reserve(1, 5)
+    history = VisitHistory()
+    history.reserve(1, 5)
     if expected is not None:
         for number, likelihood in enumerate(expected, start=1):
-            transitions.expect(0, number, likelihood)
+            history.expect(0, number, likelihood)
     visit = Visit(0)
     for members in ((1, 2), (2, 3), (1, 2)):
         visit.begin()
         visit.members.update(dict.fromkeys(members))
-        transitions.learn([visit])
-    return transitions.likelihood[0, 1:6]
+        history.learn([visit])
+    return history.likelihood[0, 1:6]
 
 
 def test_what_is_expected_counts_half_beside_the_use_that_was_seen():
-    # use' = (use + expected) / 2, and use weighs 0.2 + 0.8 · mean over members of 3 / (visits + 3).
-    plain, nothing, something = learned(), learned([0.0] * 5), learned([0, 0, 0, 0.4, 0.8])
-    weight = 0.2 + 0.8 * (3 / (1 + 3) + 3 / (2 + 3)) / 2
-    np.testing.assert_allclose(something - nothing, weight * np.array([0, 0, 0, 0.2, 0.4]), atol=1e-6)
-    assert (nothing[:3] < plain[:3]).all()
+    # use' = (use + expected) / 2 has the weight 0.92 · 6 / (weights of the visits that followed + 6). The last of three
+    # visits is as the first, from which both others followed; the second, which has half in common, counts less.
+    nothing, something = learned([0.0] * 5), learned([0, 0, 0, 0.4, 0.8])
+    decay = math.exp(-1 / 0.35)
+    # Beside the last visit the one before counts too: it had half in common with the one before it.
+    one_ago, two_ago = (1 - decay) * (0.5 + decay * 0.5), 1 - decay
+    weight = 0.92 * 6 / (1 + 0.6 + math.exp(14 * (one_ago - two_ago)) + 6)
+    np.testing.assert_allclose(something - nothing, weight * np.array([0, 0, 0, 0.2, 0.4]), rtol=1e-4, atol=1e-6)
 
 
 def test_what_is_expected_decides_until_something_is_known():

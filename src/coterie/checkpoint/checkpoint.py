@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -35,6 +36,8 @@ from coterie.hf.quantised import FoldedNames, fold_names, fold_packed, record_fi
 from coterie.hf.shapes import check_shapes
 from coterie.hf.skeleton import build_skeleton
 from coterie.quant.dtypes import SAFETENSORS_DTYPES, TORCH_DTYPES
+from coterie.records.remote import RangeReader
+from coterie.records.remote.ahead import Range
 from coterie.spec import BankKey, ByteSource, ExpertKey, Extent, Field, RecordLayout
 from coterie.spec.encodings import NATIVE
 from coterie.spec.layout import numbered
@@ -112,6 +115,7 @@ class Checkpoint:
         component: str | None = None,
         revision: str | None = None,
         offline: bool = False,
+        reader: RangeReader | None = None,
     ) -> Checkpoint:
         """Opens a checkpoint and claims every tensor. Reads headers only.
 
@@ -120,6 +124,8 @@ class Checkpoint:
             component: ``thinker`` or ``talker`` of a whole model; None for the model as it is.
             revision: Branch, tag or commit of a Hub repository.
             offline: Use only what is on this machine.
+            reader: Reads what is asked for of shards that are only on the Hub, by ranges, and nothing is downloaded;
+                None to have shards downloaded to the Hub's cache.
 
         Raises:
             CheckpointError: If it is not complete and consistent (the message names the tensor or file).
@@ -128,7 +134,7 @@ class Checkpoint:
         location = (
             path_or_id
             if isinstance(path_or_id, Location)
-            else Location.find(path_or_id, revision=revision, offline=offline)
+            else Location.find(path_or_id, revision=revision, offline=offline, reader=reader)
         )
         location.refuse_store()
         config = load_config(location.directory)
@@ -223,15 +229,29 @@ class Checkpoint:
         left_out = {*self.keymap.ignored, *self.keymap.outside}
         return tuple(info for name, info in self.tensors.items() if name not in left_out)
 
+    @cached_property
+    def reader(self) -> RangeReader | None:
+        """Who reads tensors by ranges that are only on a server; None if all are, or will be, in files here."""
+        return self.location.reader if any(info.remote is not None for info in self.tensors.values()) else None
+
+    def to_download(self, names: Iterable[str]) -> set[Path]:
+        """The files with those of these tensors that are not read by ranges."""
+        return {one.path for one in map(self.tensors.__getitem__, self.stored_names(names)) if one.remote is None}
+
+    def ranges(self, names: Iterable[str]) -> list[Range]:
+        """Where on a server the bytes of these tensors are, in this order; nothing of those that are in files here."""
+        stored = map(self.tensors.__getitem__, self.stored_names(names))
+        return [(info.remote, info.offset, info.nbytes) for info in stored if info.remote is not None]
+
     def download(self, names: Iterable[str]) -> None:
-        """Makes the shards with these tensors, or packed weights, local.
+        """Makes the shards with these tensors, or packed weights, local; not those that are read by ranges.
 
         Raises:
             CheckpointFileError: If one cannot be had, or has another header than the one that was read so far, which
                 came without a checksum.
             DiskSpaceError: If the disk of the Hub's cache has no room.
         """
-        paths = {self.tensors[name].path for name in self.stored_names(names)}
+        paths = self.to_download(names)
         missing = self.location.missing_shards(paths)
         if not missing:
             return
@@ -370,9 +390,11 @@ class Checkpoint:
     def identity(self) -> str:
         """Fingerprint of the model: its class and its routers' bytes, the same for every store of it."""
         names = self.router_names()
-        self.download(name for found in names.values() for name in found)
+        every = [name for _, found in sorted(names.items()) for name in found]
+        self.download(every)
         routers = ((key, map(self._router, found)) for key, found in sorted(names.items()))
-        return model_identity(type(self.skeleton).__name__, routers)
+        with nullcontext() if self.reader is None else self.reader.expecting(self.ranges(every)):
+            return model_identity(type(self.skeleton).__name__, routers)
 
     def _router(self, name: str) -> Router:
         tensor = self.packed[name].weights(self.dtype) if name in self.packed else self.read(name)

@@ -17,7 +17,8 @@ from coterie.files.safetensors_header import (
     read_header_text,
 )
 from coterie.records import LocalFile
-from coterie.spec import FileStamp
+from coterie.records.remote.http_file import HttpFile
+from coterie.spec import ByteSource, FileStamp
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,7 @@ class TensorInfo:
         nbytes: Size in bytes.
         stamp: What the file was when its header was read; None if that was somewhere else. Another file is not read.
         keeper: Who is asked for the tensor before the file is.
+        remote: The file of a server that it is read from by ranges; None if the file is, or will be, at ``path``.
     """
 
     name: str
@@ -54,11 +56,12 @@ class TensorInfo:
     nbytes: int
     stamp: FileStamp | None = field(default=None, compare=False, repr=False)
     keeper: TensorKeeper | None = field(default=None, compare=False, repr=False)
+    remote: HttpFile | None = field(default=None, compare=False, repr=False)
 
     @property
-    def source(self) -> LocalFile:
+    def source(self) -> ByteSource:
         """Where its bytes come from."""
-        return LocalFile(self.path, self.stamp)
+        return LocalFile(self.path, self.stamp) if self.remote is None else self.remote
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:

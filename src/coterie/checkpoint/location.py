@@ -19,6 +19,7 @@ from coterie.checkpoint.weight_files import (
 )
 from coterie.errors import CheckpointFileError, CoterieError, UsageError
 from coterie.files.naming import check_name, model_path
+from coterie.records.remote import RangeReader
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,6 +32,7 @@ class Location:
         revision: Commit of the repository, or None for a directory.
         offline: Nothing may be downloaded.
         repository: The repository on the Hub, or None for a directory.
+        reader: Reads shards of the repository that are not here by ranges; None if they are downloaded first.
     """
 
     directory: Path
@@ -38,9 +40,17 @@ class Location:
     revision: str | None = None
     offline: bool = False
     repository: Repository | None = field(default=None, repr=False)
+    reader: RangeReader | None = field(default=None, repr=False)
 
     @classmethod
-    def find(cls, path_or_id: str | Path, *, revision: str | None = None, offline: bool = False) -> Location:
+    def find(
+        cls,
+        path_or_id: str | Path,
+        *,
+        revision: str | None = None,
+        offline: bool = False,
+        reader: RangeReader | None = None,
+    ) -> Location:
         """Finds a local directory, or a Hub repository whose small files are downloaded to the Hub's cache.
 
         Raises:
@@ -66,6 +76,7 @@ class Location:
             revision=repository.commit,
             offline=offline,
             repository=repository,
+            reader=None if repository.listing is None else reader,
         )
 
     @property
@@ -160,7 +171,7 @@ class Location:
         """The tensors of these files; over the network for those that are not here."""
         tensors: dict[str, TensorInfo] = {}
         absent = [] if self.repository is None else [file for file in files if not self.repository.is_here(file)]
-        remote = self.repository.headers(absent) if self.repository is not None and absent else {}
+        remote = self.repository.headers(absent, self.reader) if self.repository is not None and absent else {}
         for file in files:
             tensors.update(remote[file] if file in remote else read_header(self.directory / file))
         return tensors

@@ -19,6 +19,9 @@ from coterie.store.manifest_file import load_manifest
 
 State = Literal["complete", "partial", "unfinished", "damaged"]
 
+_OF_WRITERS = (store_names.JOURNAL, store_names.RECEIVED)
+"""What a writer that was interrupted leaves behind."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreEntry:
@@ -161,14 +164,15 @@ def _foreign(entry: StoreEntry, files: list[Path]) -> Iterator[str]:
     known: set[str] = set()
     if entry.state in ("complete", "partial"):
         manifest, _ = load_manifest(entry.path)
-        known = {*manifest.file_sizes, store_names.MANIFEST, store_names.JOURNAL}
+        known = {*manifest.file_sizes, store_names.MANIFEST, *_OF_WRITERS}
     for file in files:
         name = file.relative_to(entry.path).as_posix()
         if manifest is not None:
             if not (name in known or store_names.is_partial_file(name) or find_leftover(entry.path, manifest, name)):
                 yield name
         elif not (
-            name in (store_names.MANIFEST, store_names.JOURNAL)
+            name in (store_names.MANIFEST, *_OF_WRITERS)
+            or name.startswith(f"{store_names.CALIBRATION}/")
             or store_names.is_segment_file(name)
             or store_names.is_dense_file(name)
             or store_names.is_partial_file(name)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from coterie.extraction import ExtractionReport
+    from coterie.extraction.network import NetworkUse
     from coterie.quant.packed import Rounded
     from coterie.store.survey import SurveyedFile
 
@@ -53,7 +54,8 @@ def command(
             "--experts",
             metavar="IDS",
             show_default=False,
-            help="Only these, such as 0-7,12; or by layer, such as '3-5:0-18;6:0,1'. Default: all.",
+            help="Only these, such as 0-7,12; or by layer, such as '3-5:0-18;6:0,1'; or none, for what is no expert "
+            "alone. Default: all.",
         ),
     ] = None,
     layers: Annotated[
@@ -117,6 +119,22 @@ def command(
     ] = None,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
+    keep_download: Annotated[
+        bool,
+        typer.Option(
+            "--keep-download",
+            help="Download whole shards into the Hub's cache and keep them, instead of reading only what is needed.",
+        ),
+    ] = False,
+    max_rate: Annotated[
+        str | None,
+        typer.Option(
+            "--max-rate",
+            metavar="RATE",
+            show_default=False,
+            help="Read no faster than this over the network, such as 20MB/s.",
+        ),
+    ] = None,
     dry_run: DryRunOption = False,
     restart: RestartOption = False,
     as_json: JsonOption = False,
@@ -125,13 +143,15 @@ def command(
 
     An interrupted extraction goes on where it stopped when the same command is given again. A finished store is
     grown: experts that it lacks are added, nothing is rewritten. So a store of the most used experts grows by what a
-    larger --top or another profile adds. From the Hub only the shards that are needed are downloaded.
+    larger --top or another profile adds. From the Hub only the bytes that are needed are read, and no shard is kept
+    beside the store.
     """
     from coterie.extraction import extract
     from coterie.files.naming import model_path
 
     allocation = requested_allocation(bits, expert_bytes, profile, domains, modality)
-    with resumable_progress(store, download=not model_path(checkpoint).is_dir()) as progress:
+    downloads = keep_download or allocation is not None
+    with resumable_progress(store, download=downloads and not model_path(checkpoint).is_dir()) as progress:
         report = extract(
             checkpoint,
             store,
@@ -148,6 +168,8 @@ def command(
             dense_scheme=dense_scheme,
             revision=revision,
             offline=offline,
+            keep_download=keep_download,
+            max_rate=max_rate,
             dry_run=dry_run,
             restart=restart,
             planned=None if dry_run else _say_what_four_bits_take,
@@ -208,6 +230,9 @@ def _print_plan(report: ExtractionReport) -> None:
     if report.downloads:
         total = sum(shard.nbytes for shard in report.downloads)
         out.print(f"download       {format_bytes(total)} in {len(report.downloads)} files")
+    if report.network is not None:
+        network = report.network
+        out.print(f"network        {format_bytes(network.needed_nbytes)} of {network.files} files")
     out.print(f"disk needed    {format_bytes(report.needed_nbytes)}")
     out.print(f"disk free      {format_bytes(report.free_nbytes)}")
     for disk in report.disks[1:]:
@@ -229,6 +254,8 @@ def _print_outcome(report: ExtractionReport) -> None:
             f"({format_bytes(int(speed))}/s).",
         )
     out.print(f"It has {_experts(report)}, {format_bytes(report.store_nbytes)} on disk.")
+    if report.network is not None and report.network.requests:
+        out.print(_network(report.network))
     if "=" in report.dense_scheme:
         out.print(f"Linear layers outside experts: {report.dense_scheme.replace('=', ' ').replace(',', ', ')}.")
     if report.rounded is not None:
@@ -248,6 +275,16 @@ def _packed(rounded: Rounded) -> str:
         f"{kept}, but for {rounded.zeros:,} of {rounded.of:,} zeros, which were rounded by at most {rounded.steps:.2g} "
         "of a step of their group."
     )
+
+
+def _network(network: NetworkUse) -> str:
+    again = f", {network.retries} of them again" if network.retries else ""
+    text = f"Read {format_bytes(network.received_nbytes)} over the network in {network.requests} requests{again}."
+    if network.checked:
+        text += f" {len(network.checked)} files were compared with the Hub's SHA-256."
+    if network.unchecked:
+        text += f" {len(network.unchecked)} were read in part, which no checksum covers."
+    return text
 
 
 def _experts(report: ExtractionReport) -> str:

@@ -172,7 +172,10 @@ def modality_option(help: str) -> Any:
 MissingOption = Annotated[
     Missing | None,
     typer.Option(
-        "--missing", show_default=False, help="What to do when the router picks an expert that a partial store lacks."
+        "--missing",
+        show_default=False,
+        help="What to do when the router picks an expert that a partial store lacks. With fetch, a store on the Hub "
+        "is downloaded only as far as experts are picked.",
     ),
 ]
 

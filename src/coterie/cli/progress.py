@@ -25,7 +25,9 @@ _ROOM_FOR_AMOUNTS = 70
 
 
 @contextmanager
-def byte_progress(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def byte_progress(
+    description: str, total: int | None, *, addition: Callable[[], str] | None = None
+) -> Iterator[Callable[[int], None]]:
     """Shows how many bytes are done, the speed and the time left, on stderr.
 
     In a terminal it is one line; elsewhere a line every ten seconds, so that logs stay readable. Units and speed are
@@ -34,16 +36,20 @@ def byte_progress(description: str, total: int | None) -> Iterator[Callable[[int
     Args:
         description: What is being done.
         total: Bytes in all, or None if not known.
+        addition: Says what is to be shown behind the description, anew each time.
 
     Yields:
         A function to call with the number of bytes done since the last call, from one thread at a time.
     """
     if not sys.stderr.isatty():
-        yield _PlainProgress(description, total, amount=format_bytes).advance
+        yield _PlainProgress(description, total, amount=format_bytes, addition=addition).advance
         return
     with _bar(*_byte_columns(notes().width)) as progress:
         task = progress.add_task(description, total=total)
-        yield lambda nbytes: progress.advance(task, nbytes)
+        if addition is None:
+            yield lambda nbytes: progress.advance(task, nbytes)
+        else:
+            yield lambda nbytes: progress.update(task, advance=nbytes, description=f"{description}{addition()}")
 
 
 @contextmanager
@@ -252,7 +258,9 @@ class _PlainProgress:
         *,
         amount: Callable[[int], str] | None,
         every_s: float = _PLAIN_PROGRESS_SECONDS,
+        addition: Callable[[], str] | None = None,
     ) -> None:
+        self._addition = addition
         self._description = description
         self._total = total
         self._amount = amount
@@ -271,7 +279,7 @@ class _PlainProgress:
     def line(self, elapsed_s: float) -> str:
         """The line after this many seconds."""
         speed = self._done / elapsed_s if elapsed_s > 0 else 0.0
-        text = f"{self._description}: {self._figures(speed)}"
+        text = f"{self._description}{self._addition() if self._addition else ''}: {self._figures(speed)}"
         if self._total is not None and speed > 0:
             text += f", {max(0, self._total - self._done) / speed:.0f} s left"
         return text

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from coterie.cli.console import print_note
 from coterie.cli.progress import byte_progress
+from coterie.spec import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,15 +32,18 @@ def shown_progress() -> Iterator[ProgressCallback]:
     with ExitStack() as stack:
         stage: str | None = None
         shown = 0
+        received: int | None = None
         advance: Callable[[int], None] = lambda _nbytes: None  # noqa: E731
 
         def show(progress: Progress) -> None:
-            nonlocal stage, shown, advance
+            nonlocal stage, shown, advance, received
+            received = progress.received
             if progress.stage != stage:
                 stack.close()
                 stage, shown = progress.stage, 0
                 label = _LABELS.get(progress.stage, progress.stage)
-                advance = stack.enter_context(byte_progress(label, progress.total))
+                addition = None if received is None else lambda: f" ({format_bytes(received or 0)} received)"
+                advance = stack.enter_context(byte_progress(label, progress.total, addition=addition))
             advance(progress.done - shown)
             shown = progress.done
 

@@ -288,6 +288,8 @@ def _stored(task: Task, setting: Setting, subject: Subject) -> Iterator[Path | N
             expert_schemes=setting.expert_schemes,
             dense_scheme=NATIVE,
             offline=said.offline,
+            # Every setting reads it again.
+            keep_download=True,
         )
     else:
         quantize(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.checkpoint import Checkpoint
+from coterie.engine.fetched_records import FetchedRecords
 from coterie.engine.store_growth import StoreGrowth
 from coterie.errors import CheckpointFileError, LoadError, StoreError, UsageError
 from coterie.extraction.packed import schemes_of_packed
@@ -17,6 +18,7 @@ from coterie.origins import CheckpointOrigin, Origin
 from coterie.origins.store_or_checkpoint import need_checkpoint
 from coterie.records import RecordReader
 from coterie.records.files import file_stamps, first_changed
+from coterie.records.remote import RangeReader
 from coterie.spec import BankKey, ExpertKey, Extent, FileStamp, RecordLayout
 from coterie.spec.encodings import NATIVE
 from coterie.store import Store
@@ -72,8 +74,10 @@ class FetchingExperts:
         self._download_lock = threading.Lock()
         self._fetched: set[ExpertKey] = set()
         self._fetched_nbytes = 0
+        # A file here is read again when the store grows; what came over a network is not.
+        self._records = None if origin.reader is None else FetchedRecords(store.path)
         self.growth = StoreGrowth(
-            store, origin, scheme=scheme_of, read=self._read_checkpoint, on_grown=self.refresh, calls=calls
+            store, origin, scheme=scheme_of, read=self._read_again, on_grown=self.refresh, calls=calls
         )
 
     def counts(self) -> FetchCounts:
@@ -98,10 +102,16 @@ class FetchingExperts:
                 return  # a growth adds files and changes none: this is another store, or a damaged one
             added = {key for key in grown.keys() if key not in self._opened and self._is_as_promised(grown, key)}
             self._store, self._stored, self._manifest = grown, self._opened | added, stamp
+        if self._records is not None:
+            self._records.forget(added)
 
     def close(self) -> None:
         """Adds what is still waiting to the store and closes the checkpoint's files. Harmless when repeated."""
         self.growth.close()
+        if self._origin.reader is not None:
+            self._origin.reader.stop()
+        if self._records is not None:
+            self._records.close()
         self._reader.close()
         self._absent.close()
 
@@ -134,16 +144,27 @@ class FetchingExperts:
         with self._lock:
             self._fetched.add(key)
             self._fetched_nbytes += nbytes
-        self.growth.add(key)
+        if self._records is not None:
+            self._records.put(key, record)
+        if not self.growth.add(key) and self._records is not None:
+            self._records.forget({key})
         return nbytes
 
     def checksum(self, key: ExpertKey) -> str | None:
         """The record's checksum if the store has it."""
         return self._store.checksum(key) if key in self._stored else None
 
+    def _read_again(self, key: ExpertKey, record: memoryview) -> int:
+        """The record for the store; of what was fetched over a network, that which came."""
+        if self._records is not None and self._records.read(key, record):
+            return len(record)
+        return self._read_checkpoint(key, record)
+
     def _read_checkpoint(self, key: ExpertKey, record: memoryview) -> int:
         names = self._origin.names_of(key)
-        paths = {self._origin.tensors[name].path for name in names}
+        infos = [self._origin.tensors[name] for name in names]
+        # What a server has under a commit does not change.
+        paths = {info.path for info in infos if info.remote is None}
         self._check_unchanged(key, {path: stamp for path, stamp in self._shards.items() if path in paths})
         with self._download_lock:
             # One thread downloads a shard; the others find it here.
@@ -203,7 +224,11 @@ def open_origin(store: Store, source: str | Path | None, *, offline: bool = Fals
     need_checkpoint(source, "Give the checkpoint that the store was made from as source.")
     is_directory = model_path(source).is_dir()
     checkpoint = Checkpoint.open(
-        source, component=model.component, revision=None if is_directory else facts.revision, offline=offline
+        source,
+        component=model.component,
+        revision=None if is_directory else facts.revision,
+        offline=offline,
+        reader=None if is_directory else RangeReader(),
     )
     integrity = checkpoint.integrity if is_directory else checkpoint.integrity_given(model.identity)
     if integrity != facts.integrity or type(checkpoint.skeleton).__name__ != model.class_name:

@@ -55,8 +55,9 @@ def load(
             Without ``memory``, the rest of the process is then not bounded.
         component: ``"thinker"`` or ``"talker"`` of a whole model.
         missing: What to do about experts that are not in the store: ``"error"``, ``"mask"``, ``"drop"``,
-            ``"nearest"``, or ``"fetch"``, which reads them from the checkpoint and adds them to the store. Default:
-            a partial store does not open.
+            ``"nearest"``, or ``"fetch"``, which reads them from the checkpoint and adds them to the store. Of a store
+            on the Hub, ``"fetch"`` downloads experts only when routers select them. Default: a partial store does not
+            open.
         source: With ``missing="fetch"``: the checkpoint that the store was made from, a directory or a Hub id. A
             store that was made from a repository of the Hub knows it.
         eviction: ``"markov"``, ``"lru"``, ``"lfu"``, ``"lfru"``, or, with ``profile``, ``"trust"``.

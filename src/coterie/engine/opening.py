@@ -73,7 +73,13 @@ def open_streamed(path: str | Path, opening: Opening, alteration: Alteration | N
 
 
 def _open(path: str | Path, opening: Opening, alteration: Alteration | None) -> PreTrainedModel:
-    source = open_source(path, component=opening.component, revision=opening.revision, offline=opening.offline)
+    source = open_source(
+        path,
+        component=opening.component,
+        revision=opening.revision,
+        offline=opening.offline,
+        fetch=opening.missing == "fetch",
+    )
     if alteration is not None:
         source = alteration.of(source)
     if opening.missing == "fetch":

@@ -23,7 +23,9 @@ from coterie.checkpoint import (
     unread_tensors,
 )
 from coterie.engine.fetching import FetchingExperts, open_origin
+from coterie.engine.hub_experts import HubExperts
 from coterie.engine.linears import StoredLinears
+from coterie.errors import UsageError
 from coterie.extraction.quantising import SchemedExperts
 from coterie.hf.configs import (
     component_of_class,
@@ -45,6 +47,7 @@ from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
 from coterie.spec.parameters import uses_scheme
 from coterie.store import Store
 from coterie.store import names as store_names
+from coterie.store.from_hub import is_snapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -69,7 +72,7 @@ class ModelSource:
         tensors: How many tensors the whole model was saved as, about; they bound how many parts it may have.
         component: The component that the model is of a larger checkpoint, or None.
         linears: Weights of linear layers that are in a scheme, or None.
-        fetching: ``experts`` again, if what a partial store lacks is fetched from its checkpoint.
+        fetching: ``experts`` again, if what is not here is fetched: from a partial store's checkpoint, or from the Hub.
         schemed: What ``experts`` come from, if they are quantised when they are read.
         buffered_reads: Records that memory is needed for while experts are read; None for what ``kind`` says.
         store: The store, if it is one.
@@ -90,7 +93,7 @@ class ModelSource:
     tensors: int
     component: str | None = None
     linears: StoredLinears | None = None
-    fetching: FetchingExperts | None = None
+    fetching: FetchingExperts | HubExperts | None = None
     schemed: SchemedExperts | None = None
     buffered_reads: int | None = None
     store: Store | None = None
@@ -135,7 +138,7 @@ class ModelSource:
         """
         if isinstance(self.experts, Checkpoint):
             return self.experts.integrity
-        if fetched and self.store is not None:
+        if fetched and self.store is not None and not is_snapshot(self.store.path):
             return self.store.manifest.source.integrity
         return sha256((self.directory / store_names.MANIFEST).read_bytes()).hexdigest()
 
@@ -198,7 +201,12 @@ class ModelSource:
 
 
 def open_source(
-    path: str | Path, *, component: str | None = None, revision: str | None = None, offline: bool = False
+    path: str | Path,
+    *,
+    component: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    fetch: bool = False,
 ) -> ModelSource:
     """Opens a store, a checkpoint directory, a Hub id, or ``bundled``. Reads no expert.
 
@@ -207,6 +215,7 @@ def open_source(
         component: ``thinker`` or ``talker`` of a whole model.
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine.
+        fetch: Of a store on the Hub, leave experts there until they are asked for.
 
     Raises:
         CheckpointError, StoreError, UnsupportedError: As their packages say.
@@ -214,7 +223,7 @@ def open_source(
     """
     found = find_model(path, revision=revision, offline=offline)
     if isinstance(found, StorePlace):
-        return _store_source(found, component)
+        return _store_source(found, component, fetch=fetch)
     return _checkpoint_source(Checkpoint.open(found, component=component))
 
 
@@ -234,6 +243,12 @@ def with_fetching(partial: ModelSource, source: str | Path | None, *, offline: b
     store = partial.store
     if partial.complete or store is None:
         return partial
+    if is_snapshot(store.path):
+        raise UsageError(
+            f"{partial.name} lacks experts, and a store in the Hub's cache does not grow.",
+            advice="Run `hf download ID --local-dir DIR` and open DIR with --missing fetch, or choose another.",
+            path=store.path,
+        )
     origin = open_origin(store, source, offline=offline)
     experts = FetchingExperts(store, origin, partial.num_experts.keys())
     return replace(
@@ -299,9 +314,10 @@ def _to_be_postponed(dense: Mapping[str, UnreadTensor]) -> dict[str, UnreadTenso
     }
 
 
-def _store_source(place: StorePlace, component: str | None) -> ModelSource:
-    store = place.open()
+def _store_source(place: StorePlace, component: str | None, *, fetch: bool) -> ModelSource:
+    store = place.open(experts=not fetch)
     part = store_component(store, component)
+    fetching = HubExperts(place, store, part.experts) if place.repository is not None and fetch else None
     fill_known_gaps(part.config)
     headers = dense_headers(store)
     tensors, dense_files = checked_tensors(store, headers, lambda name: name.startswith(part.prefix))
@@ -317,7 +333,8 @@ def _store_source(place: StorePlace, component: str | None) -> ModelSource:
         model_class=part.model_class,
         config=part.config,
         dtype=dtype,
-        experts=part.experts,
+        experts=fetching or part.experts,
+        fetching=fetching,
         num_experts=part.banks,
         present=_ids_by_bank(part.experts, part.banks),
         dense=unread_tensors(tensors, load_quantisation(store.path), dtype),

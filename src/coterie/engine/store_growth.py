@@ -89,11 +89,15 @@ class StoreGrowth:
         """Experts that are not written yet."""
         return len(self._waiting)
 
-    def add(self, key: ExpertKey) -> None:
-        """Has an expert written with the next batch. Costs no reading and no writing now."""
+    def add(self, key: ExpertKey) -> bool:
+        """Has an expert written with the next batch. Costs no reading and no writing now.
+
+        Returns:
+            Whether it waits to be written; not if the store does not grow any more.
+        """
         with self._condition:
             if self._stopped or key in self._waiting:
-                return
+                return not self._stopped
             self._waiting[key] = self._sizes.layout(key).nbytes
             if self._thread is None:
                 # It lives as long as something waits: a model that is dropped unclosed is not kept alive by it.
@@ -101,6 +105,7 @@ class StoreGrowth:
                 self._thread.start()
             elif self._is_due():
                 self._condition.notify_all()
+            return True
 
     def flush(self) -> bool:
         """Writes what is waiting; False if another process is writing the store, and it goes on waiting.

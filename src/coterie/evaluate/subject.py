@@ -53,7 +53,11 @@ class Subject:
     def stored(self) -> ModelSource:
         """The same without its alteration."""
         return open_source(
-            self.path, component=self._part, revision=self.opening.revision, offline=self.opening.offline
+            self.path,
+            component=self._part,
+            revision=self.opening.revision,
+            offline=self.opening.offline,
+            fetch=self.opening.missing == "fetch",
         )
 
     @cached_property

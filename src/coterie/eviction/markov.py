@@ -1,17 +1,16 @@
-"""Evicts what is least likely to be used soon, as learned from how experts were used and what followed what."""
+"""Evicts what is least likely to be used soon, as learned from what followed when the routing was like this."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from itertools import chain
-from math import exp, inf
-from typing import Generic, TypeVar
+from math import inf
+from typing import Generic
 
 import numpy as np
-import numpy.typing as npt
 
 from coterie.eviction.protocol import K
 from coterie.eviction.selection import take_until
+from coterie.eviction.visit_history import Floats, Visit, VisitHistory, grown
 
 _PHASE_DISCOUNT = 0.6
 """How much less a use one forward pass later is worth."""
@@ -20,47 +19,15 @@ _HALF_PASS = 0.5
 """How long an order of leaving holds: until there is an eviction for every four banks, or half a pass is over."""
 _INTERLUDE = 2
 """Moves between banks after which a bank's visit still counts as the same: a prefetch for another bank is no visit."""
-_HALVING_VISITS = 4096
-"""After so many visits old transitions count half, so that they can change with the text (and fit in 16 bits)."""
-
-_TIME_SCALES = (1.5, 8.0, 64.0)
-_SHARES = (0.3, 0.3, 0.4)
-"""Time scales of use, in visits, and the weight of each. These and the two below were tuned on one recorded trace of
-DeepSeek-V2-Lite, which ``benchmarks/bench_eviction.py`` marks; the result hardly depends on their exact values."""
-_TRANSITION_SHARE = 0.8
-"""Weight of what followed the present members, beside what is used at any time."""
-_PRIOR_VISITS = 3.0
-"""Transitions from an expert that must be seen before they count as much as plain use does."""
-_LARGEST_TABLE = 1024
-"""Experts of a bank up to which transitions are kept: two bytes for each pair."""
-_FIRST_WIDTH = 64
-_WIDTH_STEP = 16
-_EXPECTED_SHARE = 0.5
-"""Weight of what was expected beforehand, beside the use that was seen. Tuned, like those above, on the one trace: a
-profile of its first half, hit rates of its second. Anything from 0.3 to 0.6 does as well."""
-_NEVER = 1e-20
-"""What counts for no use: sums that decay to less than the smallest normal number make arithmetic slow."""
-
-_DECAYS = np.array([[exp(-1 / scale) for scale in _TIME_SCALES]], dtype=np.float32)
-_WEIGHTS = np.array(
-    [share * (1 - exp(-1 / scale)) for share, scale in zip(_SHARES, _TIME_SCALES, strict=True)], dtype=np.float32
-)
-
-N = TypeVar("N", bound=np.generic)
-Floats = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.intp]
-
-NOBODY = 0
-"""A number that no expert has. Every visit has it as its first member."""
 
 
 class MarkovPolicy(Generic[K]):
     """Predicts the next use of every expert, and evicts the one whose next use is the least likely and the latest.
 
     A *bank* holds the keys that differ in their last member only (other keys are of one bank), and a *visit* is the
-    set of its keys that one forward pass uses. From the visits each bank learns how likely each of its experts is to
-    be used at the next one (:class:`Transitions`): from its use in the past, on three time scales, and from what was
-    used at the visits that followed the present members. What is learned about a record outlives its eviction; the
+    set of its keys that one forward pass uses. It learns how likely each expert is to be used at its bank's next visits
+    (:class:`~coterie.eviction.visit_history.VisitHistory`): from what was used after those moments in the past whose
+    visits, of all banks, were most like the present ones. What is learned about a record outlives its eviction; the
     policy knows every key that was ever used, of which a model has as many as experts.
 
     Banks are visited in turn, so the experts of the present one are not needed before a whole pass is over, and those
@@ -82,7 +49,7 @@ class MarkovPolicy(Generic[K]):
     """
 
     def __init__(self) -> None:
-        self._transitions = Transitions()
+        self._history = VisitHistory()
         self._visits: list[Visit] = []
         self._visit_of: dict[Hashable, Visit] = {}
         self._places: dict[K, tuple[Visit, int]] = {}
@@ -139,12 +106,11 @@ class MarkovPolicy(Generic[K]):
         if visit is not self._current:
             self._leave_current()
             self._current = visit
-        if len(visit.members) > visit.known:
+        if visit.has_news:
             self._learn(list(self._open))
         self._open[visit] = None
-        self._transitions.learn_run(visit, [[number for _, number in run] for run in runs])
+        self._history.learn_run(visit, [[number for _, number in run] for run in runs])
         visit.observed = frozenset(number for run in runs for _, number in run)
-        self._count(visit, len(runs))
         self._ranked_at = -inf
 
     def remove(self, key: K) -> None:
@@ -172,7 +138,7 @@ class MarkovPolicy(Generic[K]):
     def _first(self, current: Visit) -> K | None:
         """The first to leave, unless it has been used since the ranking was made, as all others have then."""
         self._rank_if_due(current)
-        ranking, width = self._ranking, self._transitions.width
+        ranking, width = self._ranking, self._history.width
         while True:
             bank, number = divmod(int(ranking.argmin()), width)
             if ranking[bank, number] == inf:
@@ -189,7 +155,7 @@ class MarkovPolicy(Generic[K]):
             return
         self._rank_if_due(self._current)
         # What has been used since the ranking was made comes last, in the order of what was known before.
-        flat, width = self._ranking.ravel(), self._transitions.width
+        flat, width = self._ranking.ravel(), self._history.width
         for place in flat.argsort(kind="stable").tolist():
             if flat[place] == inf:
                 break
@@ -223,25 +189,18 @@ class MarkovPolicy(Generic[K]):
             self._current.left_at = self._moves
         self._moves += 1
 
-    def _count(self, visit: Visit, more: int) -> None:
-        """A bank has had more visits."""
-        before, visit.count = visit.count, visit.count + more
-        if visit.count // _HALVING_VISITS > before // _HALVING_VISITS:
-            self._transitions.halve(visit.bank)
-
     def _begin(self, visit: Visit) -> None:
         """A new visit; if the one before is still to be learned from, this is the time."""
-        if len(visit.members) > visit.known:
+        if visit.has_news:
             self._learn(list(self._open))
             self._ranked_at = -inf
         visit.begin()
         self._open[visit] = None
-        self._count(visit, 1)
 
     def _learn(self, visits: list[Visit]) -> None:
         for visit in visits:
             del self._open[visit]
-        self._transitions.learn([visit for visit in visits if len(visit.members) > visit.known])
+        self._history.learn([visit for visit in visits if visit.has_news])
 
     def _rank_if_due(self, current: Visit) -> None:
         """Learns from the visits since the last ranking, but for the present one, and makes it anew."""
@@ -258,7 +217,7 @@ class MarkovPolicy(Generic[K]):
         """How likely and how soon each record is used; infinite where it cannot leave."""
         banks = len(self._visits)
         first = banks - 1 - current.bank
-        products: Floats = np.add(self._transitions.likelihood[:banks], self._absence[:banks], out=out)
+        products: Floats = np.add(self._history.likelihood[:banks], self._absence[:banks], out=out)
         products *= self._discounts[first : first + banks, None]
         return products
 
@@ -273,242 +232,16 @@ class MarkovPolicy(Generic[K]):
             self._few = len(self._visits) <= _INTERLUDE + 1
         keys = self._keys[visit.bank]
         keys.append(key)
-        self._transitions.reserve(len(self._visits), len(keys))
+        self._history.reserve(len(self._visits), len(keys))
         self._reserve()
         place = self._places[key] = (visit, len(keys))
         return place
 
     def _reserve(self) -> None:
         """Makes the tables as large as what has been learned."""
-        banks, shape = len(self._visits), self._transitions.likelihood.shape
+        banks, shape = len(self._visits), self._history.likelihood.shape
         if self._absence.shape != shape:
-            self._absence, self._ranking = (_grown(table, shape, inf) for table in (self._absence, self._ranking))
+            self._absence, self._ranking = (grown(table, shape, inf) for table in (self._absence, self._ranking))
         if 2 * banks != len(self._discounts):
             once = _PHASE_DISCOUNT ** (np.arange(1, banks + 1, dtype=np.float32) / banks)
             self._discounts = np.concatenate([once, once])
-
-
-class Visit:
-    """What one forward pass uses of one bank of experts: the bank's present visit.
-
-    Attributes:
-        bank: Number of the bank.
-        members: Numbers of the experts that it has used so far, after :data:`NOBODY`.
-        previous: The members of the visit before.
-        known: How many of the members have been learned from; 1 for a new visit, as nobody is known.
-        observed: Numbers whose use was told of at once, with that of others; until the next visit their insertion is no
-            use.
-        count: How many visits the bank has had.
-        left_at: The policy's count of moves before another bank's turn came.
-    """
-
-    __slots__ = ("bank", "count", "known", "left_at", "members", "observed", "previous")
-
-    def __init__(self, bank: int) -> None:
-        self.bank = bank
-        self.members: dict[int, None] = {NOBODY: None}
-        self.previous = self.members
-        self.known = 1
-        self.observed: frozenset[int] = frozenset()
-        self.count = 0
-        self.left_at = -inf
-
-    def begin(self) -> None:
-        """The members so far become what the next ones follow. They must have been learned from."""
-        self.previous = self.members
-        self.members = {NOBODY: None}
-        self.known = 1
-        self.observed = frozenset()
-
-    def is_unlearned(self, number: int) -> bool:
-        """Whether an expert is a member and nothing has been learned from this visit yet."""
-        return self.known == 1 and number in self.members
-
-    def continues(self, other: Visit) -> bool:
-        """Whether this is a visit of the next bank, and both are of one shape, so that arrays can hold them."""
-        same = len(self.members) == len(other.members) and len(self.previous) == len(other.previous)
-        return same and self.bank == other.bank + 1
-
-
-class Transitions:
-    """The experts that compete behind each router, as numbers from 1 on.
-
-    The likelihood that expert j is used at the next visit, given the members a of the present one, is::
-
-        use_j  = Σ_s share_s · (1 − d_s) · Σ_visits with j  d_s^age          d_s = exp(−1 / scale_s)
-        next_j = mean_a (followed_aj + 3 · use_j) / (visits_a + 3)
-        likelihood_j = 0.2 · use_j + 0.8 · next_j
-
-    where ``followed_aj`` counts the visits with a that a visit with j came after, and ``visits_a`` those that any
-    came after. The first line is LRFU's combined recency and frequency (Lee, Choi, Kim, Noh, Min, Cho, Kim: "LRFU: a
-    spectrum of policies that subsumes the LRU and LFU policies", 2001) at three decays; the second a first-order
-    Markov model, as prefetchers have it (Joseph, Grunwald: "Prefetching using Markov predictors", 1997), with the
-    first as its prior.
-
-    Where something is expected of experts (:meth:`expect`), ``use_j`` is the mean of it and of the above.
-
-    All banks are kept in one array of each kind, and the visits of banks that follow each other are learned from
-    together: what costs time is the number of numpy's calls, not their size.
-
-    Attributes:
-        width: E, numbers that each bank has room for.
-        likelihood: float32 [B, E]; what it says of nobody is never read.
-    """
-
-    def __init__(self) -> None:
-        self.width = _FIRST_WIDTH
-        self.likelihood: Floats = np.zeros((0, _FIRST_WIDTH), dtype=np.float32)
-        # [B, E, S]: by bank, number and time scale. The decays of a bank lie as its sums do, which is faster.
-        self._sums: Floats = np.zeros((0, _FIRST_WIDTH, len(_TIME_SCALES)), dtype=np.float32)
-        self._decays = _DECAYS
-        # [B, E]: likelihoods that were known beforehand, if any were.
-        self._expected: Floats | None = None
-        # followed_aj; since nobody is in every visit, their column holds visits_a.
-        self._followed: npt.NDArray[np.uint16] | None = np.zeros((0, _FIRST_WIDTH, _FIRST_WIDTH), dtype=np.uint16)
-        # Members of the visit that was last learned from, as far as it had some.
-        self._last: Indices = np.full((0, 1), NOBODY, dtype=np.intp)
-        self._first_rows: Indices = np.zeros((0, 1), dtype=np.intp)
-
-    def reserve(self, banks: int, experts: int) -> None:
-        """Makes room for so many banks, and for numbers up to ``experts`` in each."""
-        rows = len(self.likelihood)
-        if banks <= rows and experts < self.width:
-            return
-        # A model's banks are all met within its first pass, its experts one after the other.
-        rows = rows if banks <= rows else max(banks, 2 * rows)
-        while experts >= self.width:
-            self.width += max(1, self.width // (8 * _WIDTH_STEP)) * _WIDTH_STEP
-        width = self.width
-        self.likelihood = _grown(self.likelihood, (rows, width))
-        self._sums = _grown(self._sums, (rows, width, len(_TIME_SCALES)))
-        self._decays = np.tile(_DECAYS, (width, 1))
-        if self._expected is not None:
-            self._expected = _grown(self._expected, (rows, width))
-        self._last = _grown(self._last, (rows, self._last.shape[1]))
-        self._first_rows = np.arange(rows, dtype=np.intp)[:, None] * width
-        if width > _LARGEST_TABLE:
-            self._followed = None
-        elif self._followed is not None:
-            self._followed = _grown(self._followed, (rows, width, width))
-
-    def expect(self, bank: int, number: int, likelihood: float) -> None:
-        """How likely the use of an expert at any visit is, as is known beforehand; it replaces what was said before."""
-        if self._expected is None:
-            self._expected = np.zeros_like(self.likelihood)
-        change = likelihood - float(self._expected[bank, number])
-        self._expected[bank, number] = likelihood
-        # Until the bank's next visit is learned from.
-        self.likelihood[bank, number] += _EXPECTED_SHARE * change
-
-    def halve(self, bank: int) -> None:
-        """What followed what so far counts half from now on."""
-        if self._followed is not None:
-            self._followed[bank] >>= 1
-
-    def learn(self, visits: Sequence[Visit]) -> None:
-        """Takes in the members of visits that are new since the last time. The visits are of distinct banks."""
-        run: list[Visit] = []
-        for visit in visits:
-            if visit.known > 1:
-                self._extend(visit)
-                continue
-            if run and not visit.continues(run[-1]):
-                self._add(run)
-                run = []
-            run.append(visit)
-        if run:
-            self._add(run)
-
-    def learn_run(self, visit: Visit, following: Sequence[Sequence[int]]) -> None:
-        """Takes in visits of one bank that follow each other, and the present one, all of whose members are known.
-
-        Args:
-            visit: The present one; the last one that follows is it afterwards.
-            following: The numbers that each of them used, without :data:`NOBODY`; W of them, none empty.
-        """
-        bank, count = visit.bank, len(following)
-        is_member_WE = np.zeros((count, self.width), dtype=np.float32)
-        is_member_WE[:, NOBODY] = 1
-        for row, numbers in zip(is_member_WE, following, strict=True):
-            row[list(numbers)] = 1
-        ages_W1 = np.arange(count - 1, -1, -1, dtype=np.float32)[:, None]
-        sums_ES = self._sums[bank]
-        sums_ES *= self._decays**count
-        sums_ES += is_member_WE.T @ _DECAYS**ages_W1
-        sums_ES += _NEVER
-        if self._followed is not None:
-            before_1E = np.zeros((1, self.width), dtype=np.float32)
-            before_1E[0, list(visit.members)] = 1
-            previous_WE = np.concatenate([before_1E, is_member_WE[:-1]])
-            self._followed[bank] += (previous_WE.T @ is_member_WE).astype(np.uint16)
-        last = [*visit.members] if count == 1 else [NOBODY, *following[-2]]
-        visit.previous = dict.fromkeys(last)
-        visit.members = dict.fromkeys((NOBODY, *following[-1]))
-        self._predict(slice(bank, bank + 1), np.array([list(visit.members)], dtype=np.intp))
-        visit.known = len(visit.members)
-
-    def _add(self, visits: list[Visit]) -> None:
-        """Takes in V new visits of banks that follow each other, of M members each, which came after P."""
-        first, count, length = visits[0].bank, len(visits), len(visits[0].members)
-        banks = slice(first, first + count)
-        first_rows_V1 = self._first_rows[banks]
-        members = chain.from_iterable([visit.members for visit in visits])
-        members_VM = np.fromiter(members, dtype=np.intp, count=count * length).reshape(count, length)
-        rows_VM = members_VM + first_rows_V1
-        sums_VES = self._sums[banks]
-        sums_VES *= self._decays
-        sums_VES += _NEVER
-        self._sums.reshape(-1, len(_TIME_SCALES))[rows_VM] += 1
-        if self._followed is not None:
-            is_member_VE = np.zeros((count, self.width), dtype=np.uint16)
-            is_member_VE.put(rows_VM - first_rows_V1[0], 1)
-            # Whole rows are read and written faster than single elements are.
-            table = self._followed.reshape(-1, self.width)
-            previous_VP = self._last[banks, : len(visits[0].previous)] + first_rows_V1
-            followed_VPE = table.take(previous_VP, axis=0)
-            followed_VPE += is_member_VE[:, None]
-            table[previous_VP] = followed_VPE
-        self._predict(banks, members_VM)
-        for visit in visits:
-            visit.known = length
-
-    def _extend(self, visit: Visit) -> None:
-        """Takes in late members of a visit that was learned from before."""
-        late = list(visit.members)[visit.known :]
-        self._sums[visit.bank][late] += 1
-        if self._followed is not None:
-            self._followed[visit.bank][np.ix_(list(visit.previous), late)] += 1
-        self._predict(slice(visit.bank, visit.bank + 1), np.array([list(visit.members)], dtype=np.intp))
-        visit.known = len(visit.members)
-
-    def _predict(self, banks: slice, members_VM: Indices) -> None:
-        """Says what is likely after these members, and remembers them."""
-        likelihood_VE = np.matmul(self._sums[banks], _WEIGHTS, out=self.likelihood[banks])
-        if self._expected is not None:
-            likelihood_VE *= 1 - _EXPECTED_SHARE
-            likelihood_VE += _EXPECTED_SHARE * self._expected[banks]
-        if self._followed is None:
-            return
-        length = members_VM.shape[1]
-        if length > self._last.shape[1]:
-            self._last = _grown(self._last, (len(self._last), length))
-        self._last[banks, :length] = members_VM
-        rows_VM = members_VM[:, 1:] + self._first_rows[banks]
-        followed_VME = self._followed.reshape(-1, self.width).take(rows_VM, axis=0).astype(np.float32)
-        trust_VM = followed_VME[:, :, NOBODY] + _PRIOR_VISITS
-        np.divide(_TRANSITION_SHARE / (length - 1), trust_VM, out=trust_VM)
-        prior_V1 = np.add.reduce(trust_VM, axis=1, keepdims=True)
-        prior_V1 *= _PRIOR_VISITS
-        prior_V1 += 1 - _TRANSITION_SHARE
-        likelihood_VE *= prior_V1
-        likelihood_VE += np.matmul(trust_VM[:, None], followed_VME)[:, 0]
-
-
-def _grown(array: npt.NDArray[N], shape: tuple[int, ...], rest: float = 0) -> npt.NDArray[N]:
-    """The same numbers in a larger array, of which the rest is filled with one number."""
-    # Zeros take no memory before they are written.
-    made = np.zeros(shape, dtype=array.dtype)
-    if rest:
-        made.fill(rest)
-    made[tuple(slice(length) for length in array.shape)] = array
-    return made

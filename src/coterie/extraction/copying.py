@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from coterie.quant import StoredMatrix
 
 BUFFER_BYTES = 512 * 2**20
-"""What all workers' buffers may take, unless one expert alone takes more; the process takes about 350 MiB besides."""
+"""What all workers' buffers may take, unless one expert alone takes more; the process takes about 350 MiB besides, and
+130 MiB more where it reads over a network."""
 
 _WORKERS = 6
 _DECODING_COPIES = 3
@@ -77,6 +78,11 @@ def worker_count(origin: Origin, limit: int = _WORKERS, *, computed: bool = Fals
 def scratch_nbytes(record_nbytes: int) -> int:
     """Bytes of the buffer beside a record: room for its span with a page at either end, within bounds."""
     return min(SCRATCH_BYTES, round_up(record_nbytes, RECORD_ALIGNMENT) + 32 * RECORD_ALIGNMENT)
+
+
+def expecting(origin: Origin, names: Iterable[str]) -> AbstractContextManager[None]:
+    """Within it these tensors are read in this order: over a network they are fetched ahead, neighbours together."""
+    return nullcontext() if origin.reader is None else origin.reader.expecting(origin.ranges(names))
 
 
 class Copier:
@@ -151,7 +157,7 @@ class Copier:
         """What is to be done, in order. A bank is opened when its first expert's turn comes."""
         if not self._writer.dense_done:
             yield "dense"
-        for key in self._writer.missing_banks():
+        for key in self._banks():
             experts = self._writer.missing_experts(key)
             self._origin.download(name for expert in experts for name in self._origin.names_of(key.expert(expert)))
             bank = _OpenBank(self._writer.bank(key), len(experts))
@@ -165,6 +171,21 @@ class Copier:
                 ordered = chain(copied, self._calibrator.order(key, computed, weights, self._stop.is_set))
             for expert in ordered:
                 yield bank, key.expert(expert)
+
+    def _banks(self) -> Iterable[BankKey]:
+        """The banks with missing experts; as they lie in the source where that is read over a network.
+
+        What passes by in the order of its file can be compared with the file's checksum.
+        """
+        missing = self._writer.missing_banks()
+        if self._origin.reader is None:
+            return missing
+        return sorted(missing, key=self._first_place)
+
+    def _first_place(self, bank: BankKey) -> tuple[str, int]:
+        experts = self._writer.missing_experts(bank)
+        infos = (self._origin.tensors[name] for e in experts for name in self._origin.names_of(bank.expert(e)))
+        return min((info.path.name, info.offset) for info in infos)
 
     def _weights(self, bank: BankKey, expert: int) -> dict[str, tuple[StoredMatrix, torch.Tensor]]:
         return self._experts.weights(bank.expert(expert))
@@ -196,7 +217,9 @@ class Copier:
 
     def _do(self, job: _Job, buffer: memoryview, scratch: memoryview) -> None:
         if job == "dense":
-            self._writer.write_dense(self._metered())
+            names = sorted(name for name in self._origin.model.keymap.dense if name in self._origin.tensors)
+            with expecting(self._origin, names):
+                self._writer.write_dense(self._metered())
             return
         bank, key = job
         layout = self._experts.layout(key)
@@ -228,8 +251,10 @@ class Copier:
     def _fail(self, error: BaseException) -> None:
         # First: who holds the lock may be a calibrator, which gives up when it sees this.
         self._stop.set()
+        if self._origin.reader is not None:
+            self._origin.reader.stop()
         with self._lock:
-            if self._error is None or isinstance(self._error, Stopped):
+            if self._error is None or _is_stopped(self._error):
                 self._error = error
 
     def _abandon(self, error: BaseException) -> None:
@@ -237,3 +262,8 @@ class Copier:
             with suppress(CoterieError, OSError):
                 bank.writer.__exit__(type(error))
         self._open.clear()
+
+
+def _is_stopped(error: BaseException) -> bool:
+    """Whether an error only says that work has ended by another one."""
+    return isinstance(error, Stopped) or (isinstance(error, CoterieError) and error.facts.get("stopped") is True)

@@ -16,6 +16,7 @@ from coterie.extraction.copying import Copier, worker_count
 from coterie.extraction.dense_choice import default_dense_schemes, settle_dense_schemes
 from coterie.extraction.expert_schemes import chosen_schemes
 from coterie.extraction.four_bits import FourBits
+from coterie.extraction.network import NetworkUse, checking, network_plan, network_report, range_reader
 from coterie.extraction.packed import schemes_of_packed
 from coterie.extraction.planning import ExtractionPlan, plan_extraction, with_fingerprints
 from coterie.extraction.precision import SchemesByTrust
@@ -43,7 +44,7 @@ from coterie.spec import BankKey
 from coterie.spec.dense_schemes import DenseRequest, DenseSchemes
 from coterie.spec.encodings import NATIVE
 from coterie.store import CalibrationFacts, StoreWriter, Survey, SurveyedFile, is_store, names, survey
-from coterie.store.manifest_file import load_manifest
+from coterie.store.manifest_file import is_unfinished, load_manifest
 from coterie.store.syscalls import SystemCalls
 
 Status = Literal["planned", "written", "resumed", "grown", "already complete"]
@@ -82,6 +83,7 @@ class ExtractionReport:
             while it runs.
         free_nbytes: Bytes that were free there before.
         disks: The same for each disk that is written: the store's, and that of the Hub's cache if it is another.
+        network: What was read from the Hub by ranges, or would be; None where all is here or is downloaded.
         seconds: Time taken.
     """
 
@@ -105,6 +107,7 @@ class ExtractionReport:
     needed_nbytes: int
     free_nbytes: int
     disks: tuple[DiskNeed, ...]
+    network: NetworkUse | None
     seconds: float
 
     @property
@@ -140,6 +143,8 @@ def extract(
     calibration: Calibration | None = None,
     revision: str | None = None,
     offline: bool = False,
+    keep_download: bool = False,
+    max_rate: str | int | None = None,
     dry_run: bool = False,
     restart: bool = False,
     planned: PlanCallback | None = None,
@@ -152,11 +157,16 @@ def extract(
     Everything that is not an expert is always taken: the depth of a model is never cut. Stopped at any moment, the
     same call goes on where it was; until the end the directory is not a store (or is still the old one).
 
+    Of a repository of the Hub only the bytes that are needed are read, by ranges, and no shard is kept. Shards that
+    are in the Hub's cache are read there. With ``calibration`` or ``allocation``, which read experts several times,
+    shards are downloaded first.
+
     Args:
         checkpoint: Directory, Hub id, or ``bundled``.
         store: The store's directory.
         experts: Which experts: ids such as ``"0-7,12"`` or a list for every layer, or by layer such as
-            ``"3-5:0-18;6:0,1"`` or a mapping from layer to ids (layers not named keep all); all by default.
+            ``"3-5:0-18;6:0,1"`` or a mapping from layer to ids (layers not named keep all); ``"none"`` for a store of
+            the depth alone; all by default.
         layers: The layers to which ``experts`` applies; other layers keep all experts.
         top: Instead of ``experts``: those that are used most, as a share of all, such as ``"25%"``; in every layer at
             least as many as a token uses. Needs ``profile``.
@@ -184,6 +194,8 @@ def extract(
             default by their weights alone. Only for a new store.
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine.
+        keep_download: Download whole shards into the Hub's cache, and keep them there.
+        max_rate: Most bytes in a second that are read over the network, such as ``"20MB/s"``.
         dry_run: Write and download no weights; report what would be done.
         restart: Discard an unfinished store that was begun with another request.
         planned: Told what will be done before anything is downloaded or written.
@@ -215,7 +227,9 @@ def extract(
     need_checkpoint(
         checkpoint, "`coterie quantize` makes a smaller store of a store; what one lacks is added from its checkpoint."
     )
-    origin = CheckpointOrigin.open(checkpoint, component=component, revision=revision, offline=offline)
+    read_twice = calibration is not None or allocation is not None
+    reader = range_reader(max_rate, keep_download=keep_download, read_twice=read_twice)
+    origin = CheckpointOrigin.open(checkpoint, component=component, revision=revision, offline=offline, reader=reader)
     root = Path(store).expanduser().absolute()
     request = DenseRequest.parse(dense_scheme)
     undecided = scheme is None and by_expert is None and allocation is None and dense_scheme is None
@@ -312,9 +326,13 @@ def make_store(
         _check_allocated(root, load_manifest(root)[0].allocation == allocated.facts)
     plan = plan_extraction(origin, chosen, scheme, dense_schemes, facts, None if allocated is None else allocated.facts)
     downloads = missing_downloads(origin, plan.tensors)
-    if not downloads:
+    # A dry run reads headers only, unless there is something that has to be of the same model.
+    cheap = origin.reader is None or not options.dry_run or is_store(root) or is_unfinished(root)
+    compare = not downloads and cheap
+    if compare:
         plan = with_fingerprints(plan, origin)
-    found = _survey(root, plan, restart=options.restart, compare=not downloads)
+    found = _survey(root, plan, restart=options.restart, compare=compare)
+    network = network_plan(origin, plan.store, found)
     kept = 0
     if options.calibration is not None and not found.complete:
         kept = options.calibration.kept_nbytes(origin)
@@ -325,6 +343,7 @@ def make_store(
 
     def report() -> ExtractionReport:
         made = _report(origin, root, plan, found, downloads, needs, status, written, monotonic() - start)
+        made = replace(made, network=network)
         if allocated is not None:
             return replace(made, allocation=allocated.report)
         if four_bits is None or made.store_nbytes < max(LARGE_NBYTES, 2 * four_bits.nbytes):
@@ -335,7 +354,7 @@ def make_store(
         options.planned(report())
     if not options.dry_run:
         plan = with_fingerprints(plan, origin)
-        status, written = _write(origin, root, plan, found, scheme, options)
+        status, written, network = _write(origin, root, plan, found, scheme, options, network)
     return report()
 
 
@@ -434,19 +453,17 @@ def _write(
     found: Survey,
     scheme: str | SchemeOf,
     options: WriteOptions,
-) -> tuple[Status, int]:
-    """Writes what is missing; returns what that amounted to and the bytes of tensors written."""
+    network: NetworkUse | None,
+) -> tuple[Status, int, NetworkUse | None]:
+    """Writes what is missing; returns what that amounted to, the bytes of tensors written, and what came for it."""
     restart = options.restart and found.base is None
     with StoreWriter.open(root, plan.store, restart=restart, calls=options.calls) as writer:
         if writer.growing and not writer.missing_banks():
-            return "already complete", 0
+            return "already complete", 0, network
         before = file_stamps(info.path for info in origin.tensors.values())
-        wanted = {(bank.key, one.expert): one.layout.nbytes for bank in plan.store.banks for one in bank.experts}
-        total = sum(wanted[key, e] for key in writer.missing_banks() for e in writer.missing_experts(key))
-        if not writer.dense_done:
-            total += sum(tensor.nbytes for tensor in plan.dense)
-        meter = Meter("extract", total, options.progress)
         with ExitStack() as stack:
+            checks = stack.enter_context(checking(origin, writer))
+            meter = _meter(origin, writer, plan, options.progress)
             workers = options.workers or worker_count(origin, computed=scheme != NATIVE)
             calibrator = None
             folder = root / names.CALIBRATION
@@ -470,7 +487,18 @@ def _write(
             )
         status: Status = "grown" if writer.growing else "resumed" if found.unfinished else "written"
         writer.finish()
-        return status, meter.done
+        came = None if origin.reader is None else origin.reader.received
+        return status, meter.done, network_report(network, came, checks)
+
+
+def _meter(origin: Origin, writer: StoreWriter, plan: ExtractionPlan, progress: ProgressCallback | None) -> Meter:
+    """Adds up what is written of what is missing."""
+    wanted = {(bank.key, one.expert): one.layout.nbytes for bank in plan.store.banks for one in bank.experts}
+    total = sum(wanted[key, e] for key in writer.missing_banks() for e in writer.missing_experts(key))
+    if not writer.dense_done:
+        total += sum(tensor.nbytes for tensor in plan.dense)
+    reader = origin.reader
+    return Meter("extract", total, progress, None if reader is None else lambda: reader.received.nbytes)
 
 
 def _report(
@@ -513,5 +541,6 @@ def _report(
         needed_nbytes=needs[0].needed,
         free_nbytes=needs[0].free,
         disks=needs,
+        network=None,
         seconds=seconds,
     )

@@ -18,12 +18,14 @@ class Progress:
         done: Bytes done, those of an earlier interrupted run not included.
         total: Bytes in all.
         elapsed_s: Seconds since this stage began.
+        received: Bytes that have come over the network for it; None where everything is read from files here.
     """
 
     stage: str
     done: int
     total: int
     elapsed_s: float
+    received: int | None = None
 
     @property
     def remaining_s(self) -> float | None:
@@ -38,9 +40,23 @@ ProgressCallback = Callable[[Progress], None]
 
 
 class Meter:
-    """Adds up the bytes of one stage and tells the caller. Safe to use from several threads."""
+    """Adds up the bytes of one stage and tells the caller. Safe to use from several threads.
 
-    def __init__(self, stage: str, total: int, callback: ProgressCallback | None) -> None:
+    Args:
+        stage: See :class:`Progress`.
+        total: Bytes in all.
+        callback: Who is told.
+        received: Says how many bytes have come over the network.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        total: int,
+        callback: ProgressCallback | None,
+        received: Callable[[], int] | None = None,
+    ) -> None:
+        self._received = received
         self._stage = stage
         self._total = total
         self._callback = callback
@@ -68,4 +84,7 @@ class Meter:
         self._done = done
         if self._callback is not None:
             elapsed = time.monotonic() - self._start
-            self._callback(Progress(stage=self._stage, done=done, total=self._total, elapsed_s=elapsed))
+            received = None if self._received is None else self._received()
+            self._callback(
+                Progress(stage=self._stage, done=done, total=self._total, elapsed_s=elapsed, received=received)
+            )

@@ -13,6 +13,9 @@ Numbers = str | Iterable[int] | None
 Experts = Numbers | Mapping[int, Numbers]
 """Experts for every layer, or by layer: a mapping, or text such as ``"3-5:0-18;6:0,1"``."""
 
+NO_EXPERTS = "none"
+"""A selection for a store of a model's depth alone."""
+
 _DEPTH = (
     "The depth of a model is never cut: every layer keeps its dense part, and layers outside the selection keep all "
     "their experts."
@@ -37,6 +40,10 @@ def select_experts(
     """
     most = max(banks.values())
     depth = 1 + max(key.layer for key in banks)
+    if isinstance(experts, str) and experts.strip() == NO_EXPERTS:
+        if layers is not None:
+            raise UsageError("No experts were selected, of any layer.", advice="Leave --layers out.")
+        return dict.fromkeys(banks, ())
     by_layer = _by_layer(experts, most, depth)
     if by_layer is not None:
         if layers is not None:

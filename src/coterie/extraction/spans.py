@@ -8,51 +8,15 @@ the record: one copy, as reading through the page cache has, without making and 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from coterie.errors import CheckpointFileError
 from coterie.records.files import FileCache, pages_around
-from coterie.spec import RECORD_ALIGNMENT, ByteSource, ExpertKey, Extent, RecordLayout, round_up
+from coterie.records.spans import Span, distribute, join_extents
+from coterie.spec import RECORD_ALIGNMENT, ExpertKey, Extent, RecordLayout, round_up
 
 SCRATCH_BYTES = 64 * 2**20
 """Most bytes that a worker reads at once."""
-
-_GAP = 64 * 2**10
-"""Tensors that are no further apart are read together: skipping so little costs more than reading it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Neighbouring extents of one file.
-
-    Attributes:
-        source: The file.
-        start: Offset of the first byte.
-        end: Offset after the last byte.
-        extents: In ascending order of offset.
-    """
-
-    source: ByteSource
-    start: int
-    end: int
-    extents: tuple[Extent, ...]
-
-
-def join_extents(extents: Iterable[Extent], gap: int = _GAP) -> tuple[Span, ...]:
-    """The fewest spans that hold the extents, leaving out gaps larger than ``gap`` bytes."""
-    spans: list[Span] = []
-    for extent in sorted(extents, key=lambda one: (str(one.source.place), one.offset)):
-        end = extent.offset + extent.nbytes
-        last = spans[-1] if spans else None
-        if last is not None and last.source == extent.source and extent.offset - last.end <= gap:
-            spans[-1] = Span(last.source, last.start, max(last.end, end), (*last.extents, extent))
-        else:
-            spans.append(Span(extent.source, extent.offset, end, (extent,)))
-    return tuple(spans)
 
 
 class SpanReader:
@@ -98,8 +62,9 @@ class SpanReader:
         self._files.close()
 
     def _read_span(self, key: ExpertKey, span: Span, record: memoryview, scratch: memoryview) -> None:
-        position = span.start - span.start % RECORD_ALIGNMENT
-        if self._files.may_be_direct(span.source):
+        # From a server the very bytes are asked for: whole pages are for disks.
+        position = span.start if span.source.distant else span.start - span.start % RECORD_ALIGNMENT
+        if not span.source.distant and self._files.may_be_direct(span.source):
             position = self._copy(span, position, record, scratch, direct=True)
         if position < span.end:
             # Without O_DIRECT, and to tell a file that ends early from one that direct reads cannot finish.
@@ -114,7 +79,7 @@ class SpanReader:
             with self._files.reading(span.source, "direct" if direct else "scattered") as file:
                 while position < stop:
                     count = file.read_at(scratch[: min(len(scratch), stop - position)], position)
-                    _distribute(span, position, count, record, scratch)
+                    distribute(span, position, count, record, scratch)
                     if not direct:
                         file.drop(*pages_around(position, count))
                     position += count
@@ -126,17 +91,6 @@ class SpanReader:
             self._files.refuse_direct(span.source)
         # A page at the end of the file is not whole: go on from its start.
         return position if position >= span.end else position - position % RECORD_ALIGNMENT if direct else position
-
-
-def _distribute(span: Span, position: int, count: int, record: memoryview, scratch: memoryview) -> None:
-    """Copies the parts of extents that lie in ``[position, position + count)`` to their places in the record."""
-    target, source = np.frombuffer(record, np.uint8), np.frombuffer(scratch, np.uint8)
-    for extent in span.extents:
-        begin = max(extent.offset, position)
-        end = min(extent.offset + extent.nbytes, position + count)
-        if begin < end:
-            at = extent.at + begin - extent.offset
-            np.copyto(target[at : at + end - begin], source[begin - position : end - position])
 
 
 def _error(key: ExpertKey, place: Path | str, expected: int, why: str) -> CheckpointFileError:

@@ -98,6 +98,8 @@ class Source:
             dense_scheme=request.dense_scheme,
             revision=request.revision,
             offline=request.offline,
+            # It is read again, to compare the store with it.
+            keep_download=True,
             progress=progress,
         )
 

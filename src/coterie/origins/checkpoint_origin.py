@@ -16,6 +16,8 @@ from coterie.origins.packed_dense import PackedDense
 from coterie.origins.side_files import as_file, side_files, with_dtype
 from coterie.origins.stored_dense import StoredLinear
 from coterie.quant.packed import Rounded
+from coterie.records.remote import RangeReader
+from coterie.records.remote.ahead import Range
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
 from coterie.spec.dense_schemes import DenseSchemes
 
@@ -54,9 +56,11 @@ class CheckpointOrigin:
         component: str | None = None,
         revision: str | None = None,
         offline: bool = False,
+        reader: RangeReader | None = None,
     ) -> CheckpointOrigin:
         """Opens a checkpoint. Arguments and errors are those of :meth:`Checkpoint.open`."""
-        return cls(Checkpoint.open(path_or_id, component=component, revision=revision, offline=offline))
+        found = Checkpoint.open(path_or_id, component=component, revision=revision, offline=offline, reader=reader)
+        return cls(found)
 
     @property
     def directory(self) -> Path:
@@ -147,11 +151,20 @@ class CheckpointOrigin:
 
     def missing(self, names: Iterable[str]) -> Mapping[Path, int]:
         """See :class:`~coterie.origins.Origin`."""
-        return self._checkpoint.location.download_nbytes(self.tensors[name].path for name in self.stored_names(names))
+        return self._checkpoint.location.download_nbytes(self._checkpoint.to_download(names))
 
     def download(self, names: Iterable[str]) -> None:
         """See :class:`~coterie.origins.Origin`."""
         self._checkpoint.download(names)
+
+    @property
+    def reader(self) -> RangeReader | None:
+        """See :class:`~coterie.origins.Origin`."""
+        return self._checkpoint.reader
+
+    def ranges(self, names: Iterable[str]) -> list[Range]:
+        """See :class:`~coterie.origins.Origin`."""
+        return self._checkpoint.ranges(names)
 
     def warn_left_out(self) -> None:
         """Of tensors of other parts, and of an adapter."""

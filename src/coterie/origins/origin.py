@@ -17,6 +17,8 @@ from coterie.origins.cut import Cut
 from coterie.origins.packed_dense import PackedDense
 from coterie.origins.stored_dense import StoredLinear
 from coterie.quant.packed import Rounded
+from coterie.records.remote import RangeReader
+from coterie.records.remote.ahead import Range
 from coterie.spec import BankKey, ExpertKey, ExpertSource, RecordLayout
 from coterie.spec.dense_schemes import DenseSchemes
 
@@ -205,6 +207,15 @@ class Origin(ExpertSource, Protocol):
             CheckpointFileError: If one cannot be had, or is another than was announced.
             DiskSpaceError: If there is no room for it.
         """
+        ...
+
+    @property
+    def reader(self) -> RangeReader | None:
+        """Who reads by ranges what is only on a server; None where everything is, or will be, in files here."""
+        ...
+
+    def ranges(self, names: Iterable[str]) -> list[Range]:
+        """Where on a server these tensors are, in this order; nothing of those that are in files here."""
         ...
 
     def warn_left_out(self) -> None:

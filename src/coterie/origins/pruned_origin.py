@@ -30,6 +30,8 @@ from coterie.origins.selection import SELECTION_FILE, Selection
 from coterie.origins.stored_dense import StoredLinear
 from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.quant.packed import Rounded
+from coterie.records.remote import RangeReader
+from coterie.records.remote.ahead import Range
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
 from coterie.spec.dense_schemes import DenseSchemes
 from coterie.store import CalibrationFacts, RecordErrors
@@ -169,6 +171,15 @@ class PrunedOrigin:
     def download(self, names: Iterable[str]) -> None:
         """See :class:`~coterie.origins.Origin`."""
         self._base.download(names)
+
+    @property
+    def reader(self) -> RangeReader | None:
+        """See :class:`~coterie.origins.Origin`."""
+        return self._base.reader
+
+    def ranges(self, names: Iterable[str]) -> list[Range]:
+        """See :class:`~coterie.origins.Origin`."""
+        return self._base.ranges(names)
 
     def warn_left_out(self) -> None:
         """See :class:`~coterie.origins.Origin`."""

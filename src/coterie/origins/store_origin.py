@@ -31,6 +31,7 @@ from coterie.origins.store_place import StorePlace
 from coterie.origins.stored_dense import StoredLinear, dense_headers, stored_linears
 from coterie.quant.dtypes import SAFETENSORS_DTYPES
 from coterie.quant.packed import Rounded
+from coterie.records.remote.ahead import Range
 from coterie.spec import BankKey, ExpertKey, Extent, RecordLayout
 from coterie.spec.dense_schemes import DenseSchemes
 from coterie.spec.encodings import NATIVE
@@ -53,6 +54,7 @@ class StoreOrigin:
     packed: Mapping[str, PackedWeight] = MappingProxyType({})
     packed_dense = PackedDense()
     rounded = Rounded()
+    reader = None
     cuts: Mapping[str, Cut] = MappingProxyType({})
 
     def __init__(self, store: Store, opened: _Opened) -> None:
@@ -191,6 +193,10 @@ class StoreOrigin:
 
     def download(self, names: Iterable[str]) -> None:
         """Does nothing: a store is here."""
+
+    def ranges(self, names: Iterable[str]) -> list[Range]:
+        """None: a store is here."""
+        return []
 
     def warn_left_out(self) -> None:
         """Does nothing: what was left out is not in the store."""

@@ -9,8 +9,10 @@ from pathlib import Path
 from coterie.checkpoint import TensorInfo
 from coterie.checkpoint.hub import Repository
 from coterie.errors import ChecksumError, StoreError
+from coterie.origins.hub_segments import HubSegment, sparse_file
 from coterie.origins.stored_dense import dense_headers
-from coterie.store import Manifest, Store
+from coterie.records.remote import RangeReader
+from coterie.store import Manifest, Segment, Store
 from coterie.store.manifest_file import check_file, load_manifest
 from coterie.store.whole_files import check_records, check_whole
 
@@ -73,8 +75,42 @@ class StorePlace:
             return []
         whole = {facts.file for facts in self.manifest.whole_files}
         missing = [name for name in self._missing() if experts or name in whole]
+        if self.repository.listing is not None:
+            self._complete(self.repository, [name for name in missing if name not in whole])
         self.repository.download(missing)
         return missing
+
+    def segments(self, store: Store, reader: RangeReader) -> dict[str, HubSegment]:
+        """Files of experts that are not here whole, by name: to be read by ranges.
+
+        Args:
+            store: From :meth:`open`, without experts.
+            reader: Reads them.
+        """
+        if self.repository is None:
+            return {}
+        asks = None if self.repository.listing is None else reader
+        return {
+            name: HubSegment(self.repository, segment, asks)
+            for name, segment in _segments(store.manifest).items()
+            if name not in store.stamps
+        }
+
+    def _complete(self, repository: Repository, names: list[str]) -> None:
+        """Completes files of which experts were fetched before, so that no byte comes twice."""
+        begun = [one for name, one in _segments(self.manifest).items() if name in names]
+        begun = [one for one in begun if sparse_file(repository, one).list.exists()]
+        if not begun:
+            return
+        repository.cache.check_fits(sum(one.nbytes for one in begun))
+        reader = RangeReader()
+        try:
+            for one in begun:
+                HubSegment(repository, one, reader).complete()
+        except OSError as error:
+            raise repository.cache.explained(error) from error
+        finally:
+            reader.stop()
 
     def look(self) -> Store:
         """Opens it without downloading tensors: of a repository, only files that are here already can be read.
@@ -112,7 +148,7 @@ class StorePlace:
         """Compares a file that has just come with the manifest, whose checksums are those of whoever published it."""
         stamp = check_file(self.directory, name, self.manifest.file_sizes[name])
         whole = {facts.file: facts for facts in self.manifest.whole_files}
-        segments = {segment.file: segment for bank in self.manifest.banks for segment in bank.segments}
+        segments = _segments(self.manifest)
         try:
             if name in whole:
                 check_whole(self.directory, whole[name], stamp)
@@ -126,6 +162,10 @@ class StorePlace:
                 advice="The store was published damaged; tell its owner, or choose another --revision.",
                 **error.facts,
             ) from error
+
+
+def _segments(manifest: Manifest) -> dict[str, Segment]:
+    return {segment.file: segment for bank in manifest.banks for segment in bank.segments}
 
 
 def _check_listing(repository: Repository, manifest: Manifest) -> None:

@@ -287,6 +287,7 @@ def _disk_need(asked: Asked, place: Path, machine: Machine | None) -> DiskNeed:
         free_nbytes=free,
         download_nbytes=download,
         store_nbytes=store,
-        enough=download + store <= free,
+        # Of what a store is made of nothing is kept.
+        enough=(store if asked.planned else download) <= free,
         preparing_s=seconds,
     )

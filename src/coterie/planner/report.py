@@ -148,7 +148,7 @@ class DiskNeed:
         free_nbytes: Bytes that are free there.
         download_nbytes: Bytes of the checkpoint that have to be had first; 0 of what is on this machine.
         store_nbytes: Bytes of the store; 0 if none is made.
-        enough: Whether download and store fit together.
+        enough: Whether the store fits, or, if none is made, what is downloaded.
         preparing_s: Seconds to make the store from what is downloaded; None if none is made or nothing was measured.
     """
 

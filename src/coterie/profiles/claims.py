@@ -128,8 +128,8 @@ def _lacks(
     return UsageError(
         f"The model takes or makes {' and '.join(lacking)}, and the profile has recorded nothing of that {where}in "
         f"{bank}. {at_stake}",
-        advice=f"Record {' and '.join(lacking)} into the profile, too, or name the modalities that are to be kept, such as "
-        f"--modality {kept}, and the others may be lost.",
+        advice=f"Record {' and '.join(lacking)} into the profile, too, or name the modalities that are to be kept, "
+        f"such as --modality {kept}, and the others may be lost.",
         lacking=lacking,
         bank=str(bank),
     )

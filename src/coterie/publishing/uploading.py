@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from coterie.checkpoint.hub.attempts import Attempts
 from coterie.checkpoint.hub.checksums import checksum_of
-from coterie.checkpoint.hub.failures import PROBLEMS, HubFailure, StatusProblem
 from coterie.checkpoint.hub.listing import Listing, list_repository
 from coterie.errors import PublishError
+from coterie.records.remote.attempts import Attempts
+from coterie.records.remote.failures import PROBLEMS, RequestFailure, StatusProblem
 
 _LOGIN = "Run `hf auth login` with a token that may write to this repository, or ask its owner for access."
 _TRIES = 3
@@ -177,7 +177,7 @@ class Uploader:
         facts = {"repo_id": self._repo_id}
         try:
             yield
-        except HubFailure as error:
+        except RequestFailure as error:
             status = error.failure.status
             if status in (401, 403):
                 advice = _LOGIN

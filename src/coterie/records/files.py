@@ -56,6 +56,11 @@ class LocalFile:
         """See :class:`~coterie.spec.ByteSource`."""
         return self.path
 
+    @property
+    def distant(self) -> bool:
+        """See :class:`~coterie.spec.ByteSource`."""
+        return False
+
     def open(self, access: Access) -> OpenBytes:
         """See :class:`~coterie.spec.ByteSource`.
 

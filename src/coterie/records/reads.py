@@ -10,6 +10,7 @@ import xxhash
 
 from coterie.errors import ChecksumError, CoterieError, ReadError
 from coterie.records.files import FileCache, SharedBytes, pages_around
+from coterie.records.spans import Span, distribute, join_extents
 from coterie.spec import RECORD_ALIGNMENT, ExpertKey, ExpertSource, Extent, RecordLayout, round_up
 
 REPAIR = "Verify the file; copy or extract it again if it is damaged."
@@ -109,6 +110,50 @@ class Piece:
                 file.drop(*pages_around(extent.offset, extent.nbytes))
         except OSError as error:
             raise read_error(self._key, extent, done, str(error)) from error
+
+
+class Joined:
+    """Neighbouring extents of a record that one read brings, from where every read takes its time.
+
+    Args:
+        files: Where files are kept open.
+        key: The expert, for messages.
+        span: The extents.
+        record: The whole record.
+    """
+
+    def __init__(self, files: FileCache, key: ExpertKey, span: Span, record: memoryview) -> None:
+        self._files = files
+        self._key = key
+        self._span = span
+        self._record = record
+
+    def run(self) -> None:
+        """See :class:`Step`.
+
+        Raises:
+            ReadError: If the bytes end early.
+            CoterieError: What reading them ended in.
+        """
+        span = self._span
+        nbytes, first = span.end - span.start, span.extents[0]
+        alone = len(span.extents) == 1
+        buffer = self._record[first.at : first.at + nbytes] if alone else memoryview(bytearray(nbytes))
+        done = 0
+        try:
+            with self._files.reading(span.source) as file:
+                while done < nbytes:
+                    count = file.read_at(buffer[done:], span.start + done)
+                    if count == 0:
+                        raise read_error(self._key, first, done, f"the file ends at {file.size()}")
+                    done += count
+        except OSError as error:
+            raise read_error(self._key, first, done, str(error)) from error
+        if not alone:
+            distribute(span, span.start, nbytes, self._record, buffer)
+
+    def close(self) -> None:
+        """See :class:`Step`; there is nothing to let go of."""
 
 
 class Decoding:
@@ -262,12 +307,18 @@ class RecordReader:
             steps.append(Decoding(self._source, key, content))
             return RecordRead(self._source, key, content, None, steps, verify=self._verify)
         try:
+            distant: list[Extent] = []
             for extent in extents:
                 if extent.at < 0 or extent.nbytes < 0 or extent.at + extent.nbytes > layout.nbytes:
                     why = f"its place in the record, {extent.at}, is outside {layout.nbytes} bytes"
                     raise read_error(key, extent, 0, why)
+                if extent.source.distant:
+                    distant.append(extent)
+                    continue
                 for part in split(extent, self._read_nbytes):
                     steps.append(Piece(self._files, key, part, record[part.at : part.at + part.nbytes]))
+            if distant:
+                steps += (Joined(self._files, key, span, content) for span in join_extents(distant))
             _zero_gaps(record, ((extent.at, extent.nbytes) for extent in extents))
         except BaseException:
             for step in steps:

@@ -45,13 +45,18 @@ class OpenBytes(Protocol):
 class ByteSource(Protocol):
     """Where bytes come from, and what they have to be: equal sources have equal bytes.
 
-    The one there is, :class:`coterie.records.LocalFile`, is a file of this machine; one that asks a server for ranges
-    is another class in a file of its own beside it, and nobody who reads has to know.
+    :class:`coterie.records.LocalFile` is a file of this machine, :class:`coterie.records.remote.HttpFile` one of a
+    server that is asked for ranges. Nobody who reads has to know.
     """
 
     @property
     def place(self) -> Path | str:
         """What people call it."""
+        ...
+
+    @property
+    def distant(self) -> bool:
+        """Whether every read costs the way to a server and back, so that neighbours are better read together."""
         ...
 
     def open(self, access: Access) -> OpenBytes:

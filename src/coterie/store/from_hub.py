@@ -26,6 +26,11 @@ def blobs_of(root: Path) -> Path | None:
     return None
 
 
+def is_snapshot(root: Path) -> bool:
+    """Whether a directory is a snapshot in the Hub's cache, whose files stay as they are."""
+    return blobs_of(root) is not None
+
+
 def blob_of(root: Path, path: Path) -> Path | None:
     """The content that a link of a snapshot shows.
 

@@ -38,7 +38,7 @@ def find_leftover(root: Path, manifest: Manifest, name: str) -> Leftover | None:
         OSError: If the file cannot be looked at.
     """
     final = names.final_file(name)
-    if name in (names.LOCK, names.JOURNAL) or final in (names.MANIFEST, names.JOURNAL):
+    if name in (names.LOCK, names.JOURNAL, names.RECEIVED) or final in (names.MANIFEST, names.JOURNAL):
         known = True
     else:
         known = _is_new_segment(manifest, final or name)

@@ -11,6 +11,8 @@ LOCK = ".coterie.lock"
 JOURNAL = ".coterie.journal"
 CALIBRATION = ".coterie.calibration"
 """A directory with what calibration keeps while the store is written."""
+RECEIVED = ".coterie.received"
+"""A list of what was read over the network for a store that is not finished."""
 EXPERTS = "experts"
 DENSE_INDEX = "dense.safetensors.index.json"
 

@@ -26,7 +26,7 @@ def sweep(disk: Disk, *, keep: Collection[str], side_files: Collection[str], den
         if name in keep:
             continue
         leftover = _is_own_partial(name, side_files) or names.is_segment_file(name) or name in side_files
-        leftover = leftover or name.startswith(f"{names.CALIBRATION}/")
+        leftover = leftover or name.startswith(f"{names.CALIBRATION}/") or name == names.RECEIVED
         if leftover or (dense and names.is_dense_file(name)):
             disk.remove(name)
             touched.add(disk.path(name).parent)

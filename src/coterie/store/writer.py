@@ -113,6 +113,11 @@ class StoreWriter:
         """The manifest of the finished store that is being added to."""
         return self._base
 
+    @property
+    def planned(self) -> dict[BankKey, tuple[int, ...]]:
+        """The experts that this work adds, by bank, whether they are written already or not."""
+        return {key: tuple(record.expert for record in plan.segment.records) for key, plan in self._segments.items()}
+
     def missing_banks(self) -> tuple[BankKey, ...]:
         """Banks with experts that are still to be written, in ascending order of key."""
         return tuple(key for key in self._segments if self._finished_segment(key) is None)
@@ -136,6 +141,19 @@ class StoreWriter:
         if not self.missing_experts(key):
             raise UsageError(f"No expert of {key} is missing.", bank=key)
         return BankWriter(self._disk, self._need_journal(), self._segments[key])
+
+    def discard(self, keys: Iterable[BankKey], *, dense: bool) -> None:
+        """Removes what is finished of a work that is not: these banks, and the dense shards if so said, are missing.
+
+        What belongs to a finished store that is being added to stays.
+        """
+        for key in keys:
+            if self._finished_segment(key) is not None:
+                self._disk.remove(self._segments[key].segment.file)
+        if dense and self._base is None:
+            for path in sorted(self.path.glob("dense*")):
+                if names.is_dense_file(path.name):
+                    self._disk.remove(path.name)
 
     @property
     def dense_done(self) -> bool:
@@ -212,6 +230,8 @@ class StoreWriter:
         self._journal = None
         self._segments = {}
         self._disk.remove(names.JOURNAL)
+        if self._disk.path(names.RECEIVED).exists():
+            self._disk.remove(names.RECEIVED)
         self._disk.sync(self.path)
         return checked
 

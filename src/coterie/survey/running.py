@@ -209,7 +209,13 @@ def _readers(
     path, opening = remote.path, remote.opening
     check_recording(opening.drop_cold, "profile")
     part = opening.component or text_component(path, revision=opening.revision, offline=opening.offline)
-    source = open_source(path, component=part, revision=opening.revision, offline=opening.offline)
+    source = open_source(
+        path,
+        component=part,
+        revision=opening.revision,
+        offline=opening.offline,
+        fetch=opening.missing == "fetch",
+    )
     processors = Processors(source.directory, store=source.store)
     room = _room(source, processors, context, limit)
     work, expected = Reading(model=remote, contributions=contributions), worker_facts((path, source, opening))

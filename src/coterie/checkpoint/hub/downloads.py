@@ -11,12 +11,12 @@ from typing import BinaryIO
 
 from huggingface_hub import constants, hf_hub_download, hf_hub_url
 
-from coterie.checkpoint.hub.attempts import Attempts
 from coterie.checkpoint.hub.cache import RepositoryCache
 from coterie.checkpoint.hub.checksums import Checksum, checksum_of, is_checksum
-from coterie.checkpoint.hub.failures import PROBLEMS, BrokenAnswer, StatusProblem
 from coterie.checkpoint.hub.listing import RemoteFile, is_plain_name
-from coterie.checkpoint.hub.requests import opened
+from coterie.records.remote.attempts import Attempts
+from coterie.records.remote.failures import PROBLEMS, BrokenAnswer, StatusProblem
+from coterie.records.remote.requests import opened
 
 _PIECE = 2**20
 
@@ -100,7 +100,7 @@ def download(
         Its place in the commit's snapshot.
 
     Raises:
-        HubFailure: If it cannot be had. What came of a large file is kept, and gone on from at the next try.
+        RequestFailure: If it cannot be had. What came of a large file is kept, and gone on from at the next try.
         OtherBytes: If its bytes are not what the Hub states. Nothing of it is kept.
         OSError: If the disk is full, or cannot be written. What came of a large file is kept, too.
     """

@@ -9,10 +9,10 @@ from urllib.parse import quote
 
 from huggingface_hub import constants
 
-from coterie.checkpoint.hub.attempts import PATIENCE
 from coterie.checkpoint.hub.checksums import is_checksum
-from coterie.checkpoint.hub.failures import Failure, HubFailure
-from coterie.checkpoint.hub.requests import read_json
+from coterie.records.remote.attempts import PATIENCE
+from coterie.records.remote.failures import Failure, RequestFailure
+from coterie.records.remote.requests import read_json
 
 _LARGEST = 200_000
 """Files of a repository; the Hub recommends to stay below half of it."""
@@ -63,7 +63,7 @@ def list_repository(repo_id: str, revision: str | None, *, tries: int = PATIENCE
         tries: How often the Hub is asked before it is given up.
 
     Raises:
-        HubFailure: If it does not say.
+        RequestFailure: If it does not say.
     """
     base = f"{constants.ENDPOINT}/api/models/{repo_id}"
     about, _ = read_json(
@@ -121,6 +121,6 @@ def _base_models(tags: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one for one in ids if one.count("/") == 1 and is_plain_name(one)))
 
 
-def _not_a_hub(what: str) -> HubFailure:
+def _not_a_hub(what: str) -> RequestFailure:
     cause = f"{constants.ENDPOINT} answered something that {what}; it does not seem to be a Hub"
-    return HubFailure(Failure(cause=cause, passing=False), tries=1)
+    return RequestFailure(Failure(cause=cause, passing=False), tries=1)

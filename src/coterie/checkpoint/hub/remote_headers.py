@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.checkpoint.headers import TensorInfo, malformed, tensors_of
-from coterie.checkpoint.hub.attempts import Attempts
-from coterie.checkpoint.hub.failures import PROBLEMS, BrokenAnswer
-from coterie.checkpoint.hub.requests import opened
 from coterie.files.safetensors_header import (
     CHECKPOINT_HEADER,
     LENGTH_BYTES,
@@ -16,6 +15,9 @@ from coterie.files.safetensors_header import (
     HeaderText,
     header_length,
 )
+from coterie.records.remote.attempts import Attempts
+from coterie.records.remote.failures import PROBLEMS, BrokenAnswer
+from coterie.records.remote.requests import opened
 
 _FIRST = 100_000
 """Bytes asked for at first: most headers are shorter."""
@@ -24,7 +26,20 @@ _PARSING = threading.Lock()
 """A header may ask for many times its size while it is parsed, and several are read at once."""
 
 
-def read_remote_header(url: str, path: Path, nbytes: int, attempts: Attempts) -> dict[str, TensorInfo]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteHeader:
+    """The header of a file that is not here.
+
+    Attributes:
+        tensors: What it says, by tensor.
+        content: The first bytes of the file, up to the header's end.
+    """
+
+    tensors: Mapping[str, TensorInfo]
+    content: bytes
+
+
+def read_remote_header(url: str, path: Path, nbytes: int, attempts: Attempts) -> RemoteHeader:
     """Reads the header of one file by its first bytes, wherever the server ends them.
 
     Args:
@@ -34,7 +49,7 @@ def read_remote_header(url: str, path: Path, nbytes: int, attempts: Attempts) ->
         attempts: When it is tried again.
 
     Raises:
-        HubFailure: If it cannot be read.
+        RequestFailure: If it cannot be read.
         CheckpointFileError: If it is not a header.
     """
     data = bytearray()
@@ -43,7 +58,8 @@ def read_remote_header(url: str, path: Path, nbytes: int, attempts: Attempts) ->
         if len(data) >= wanted:
             text = bytes(data[LENGTH_BYTES:wanted])
             with _PARSING:
-                return tensors_of(HeaderText(text=text, length=len(text), size=nbytes), path)
+                tensors = tensors_of(HeaderText(text=text, length=len(text), size=nbytes), path)
+            return RemoteHeader(tensors=tensors, content=bytes(data[:wanted]))
         try:
             with opened(url, first=len(data), last=max(wanted, min(_FIRST, nbytes)) - 1) as answer:
                 if answer.start != len(data):

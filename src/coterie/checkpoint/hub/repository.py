@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -16,15 +16,16 @@ from huggingface_hub.utils import tqdm, validate_repo_id
 
 from coterie.checkpoint.formats import SIDE_FILES, STORE, unread_format
 from coterie.checkpoint.headers import TensorInfo
-from coterie.checkpoint.hub.attempts import PATIENCE, Attempts
 from coterie.checkpoint.hub.cache import RepositoryCache
 from coterie.checkpoint.hub.checksums import checksum_of, is_checksum
 from coterie.checkpoint.hub.downloads import OtherBytes, download, is_whole
-from coterie.checkpoint.hub.failures import Failure, HubFailure
 from coterie.checkpoint.hub.listing import Listing, RemoteFile, is_plain_name, list_repository
-from coterie.checkpoint.hub.remote_headers import read_remote_header
-from coterie.checkpoint.hub.together import all_together
+from coterie.checkpoint.hub.remote_headers import RemoteHeader, read_remote_header
 from coterie.errors import CheckpointFileError, CheckpointNotFoundError
+from coterie.records.remote import HttpFile, RangeReader
+from coterie.records.remote.attempts import PATIENCE, Attempts
+from coterie.records.remote.failures import Failure, RequestFailure
+from coterie.records.remote.together import all_together
 
 _log = logging.getLogger("coterie.hub")
 _WORKERS = 4
@@ -133,19 +134,57 @@ class Repository:
             with tqdm(desc=name[-40:], total=file.nbytes, unit="B", unit_scale=True, disable=None) as bar:  # type: ignore[no-untyped-call]
                 self._download(name, Attempts(name), bar.update)
 
-    def headers(self, names: Collection[str]) -> dict[str, dict[str, TensorInfo]]:
+    def headers(self, names: Collection[str], reader: RangeReader | None = None) -> dict[str, dict[str, TensorInfo]]:
         """Reads headers of files that are not here, a few at once.
+
+        Args:
+            names: The files.
+            reader: Reads their tensors by ranges later; None if the files are downloaded before.
 
         Raises:
             CheckpointFileError: If one cannot be read, or is not a header.
         """
         files = [self._file(name) for name in sorted(names)]
+        headers = all_together(self._header, files, workers=_WORKERS)
         return {
-            file.name: found
-            for file, found in zip(files, all_together(self._header, files, workers=_WORKERS), strict=True)
+            file.name: dict(header.tensors) if reader is None else self._by_ranges(file, header, reader)
+            for file, header in zip(files, headers, strict=True)
         }
 
-    def _header(self, file: RemoteFile, stopped: threading.Event) -> dict[str, TensorInfo]:
+    def remote_file(self, name: str, reader: RangeReader, *, header: bytes = b"") -> HttpFile:
+        """A file as what bytes come from, by ranges.
+
+        Args:
+            name: The file.
+            reader: Reads it.
+            header: Its first bytes, if they were read before.
+
+        Raises:
+            CheckpointFileError: If the repository has no such file, or the Hub was not asked for its files.
+        """
+        file = self._file(name)
+        return HttpFile(
+            address=hf_hub_url(self.repo_id, file.name, revision=self.commit),
+            name=f"{file.name} of {self.repo_id}",
+            nbytes=file.nbytes,
+            sha256=file.sha256,
+            header=header,
+            reader=reader,
+        )
+
+    def need(self, name: str) -> None:
+        """Finds out whether a file could be had that is not here.
+
+        Raises:
+            CheckpointFileError: As :meth:`remote_file`.
+        """
+        self._file(name)
+
+    def _by_ranges(self, file: RemoteFile, header: RemoteHeader, reader: RangeReader) -> dict[str, TensorInfo]:
+        remote = self.remote_file(file.name, reader, header=header.content)
+        return {name: replace(info, remote=remote) for name, info in header.tensors.items()}
+
+    def _header(self, file: RemoteFile, stopped: threading.Event) -> RemoteHeader:
         url, path = hf_hub_url(self.repo_id, file.name, revision=self.commit), self.directory / file.name
         attempts = Attempts(file.name, stopped=stopped)
         with self._explained(f"The header of {file.name} of {self.repo_id} could not be read", file.name):
@@ -192,7 +231,7 @@ class Repository:
             ) from error
         except OSError as error:
             raise self.cache.explained(error) from error
-        except HubFailure as error:
+        except RequestFailure as error:
             again = "Run the command again: files that are whole are kept"
             kept = self.cache.kept(self.listing.files[name].sha256) if self.listing else 0
             raise CheckpointFileError(
@@ -233,7 +272,7 @@ def find_repository(repo_id: str, *, revision: str | None = None, offline: bool 
     commit = _usable_commit(cache, revision)
     try:
         listing = list_repository(repo_id, revision, tries=PATIENCE.tries if commit is None else _TRIES_IF_CACHED)
-    except HubFailure as error:
+    except RequestFailure as error:
         if commit is None or error.failure.code == "RevisionNotFound":
             raise _unlisted(repo_id, revision, error.failure, error.cause) from error
         _log.warning("%s: %s. What the cache has of it is used (commit %s).", repo_id, error.cause, commit[:12])

@@ -6,7 +6,7 @@ import logging
 import threading
 from dataclasses import dataclass, replace
 
-from coterie.checkpoint.hub.failures import Failure, HubFailure, failure_of
+from coterie.records.remote.failures import Failure, RequestFailure, failure_of
 
 _log = logging.getLogger("coterie.hub")
 _PROGRESS_BYTES = 64 * 2**10
@@ -55,11 +55,11 @@ class Attempts:
         """Waits until it is time to try again.
 
         Args:
-            error: What the last try ended in, one of :data:`~coterie.checkpoint.hub.failures.PROBLEMS`.
+            error: What the last try ended in, one of :data:`~coterie.records.remote.failures.PROBLEMS`.
             reached: Bytes that are there by now. Getting further gives all tries back.
 
         Raises:
-            HubFailure: If another try is no use, patience is at an end, or nobody wants it any more.
+            RequestFailure: If another try is no use, patience is at an end, or nobody wants it any more.
         """
         failure = failure_of(error)
         if reached >= self._reached + _PROGRESS_BYTES:
@@ -72,7 +72,7 @@ class Attempts:
             or self._tries >= self._patience.tries
             or wait_s > self._patience.total_s - self._waited_s
         ):
-            raise HubFailure(failure, tries=self._tries) from error
+            raise RequestFailure(failure, tries=self._tries) from error
         if wait_s >= _TOLD_S:
             _log.warning("%s: %s. Trying again in %.0f s.", self._what, failure.cause, wait_s)
         self._waited_s += wait_s

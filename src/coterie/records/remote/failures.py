@@ -30,11 +30,13 @@ class StatusProblem(Exception):
     Args:
         status: Its HTTP status.
         headers: Its headers.
-        elsewhere: Whether it came from another server than the Hub: from the CDN that the Hub sent us to.
+        elsewhere: Whether it came from another server than was asked: from the CDN that the Hub sent us to.
+        server: Who was asked, for people.
     """
 
-    def __init__(self, status: int, headers: Mapping[str, str], *, elsewhere: bool) -> None:
+    def __init__(self, status: int, headers: Mapping[str, str], *, elsewhere: bool, server: str = "the Hub") -> None:
         super().__init__(f"HTTP {status}")
+        self.server = server
         self.status = status
         self.headers = headers
         self.elsewhere = elsewhere
@@ -68,7 +70,7 @@ class Failure:
     retry_after: float | None = None
 
 
-class HubFailure(Exception):
+class RequestFailure(Exception):
     """A request that failed for good.
 
     Args:
@@ -108,7 +110,7 @@ def failure_of(error: Exception) -> Failure:
 
 
 def _of_status(error: StatusProblem) -> Failure:
-    status, where = error.status, "the server of its files" if error.elsewhere else "the Hub"
+    status, where = error.status, "the server of its files" if error.elsewhere else error.server
     known = {one.value: one.phrase for one in HTTPStatus}
     cause = f"{where} answered {status}{f' {known[status]}' if status in known else ''}"
     said = " ".join(error.headers.get("X-Error-Message", "").split())[:_LONGEST]

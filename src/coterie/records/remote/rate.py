@@ -1,0 +1,38 @@
+"""A limit on how many bytes arrive in a second."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from coterie.records.remote.attempts import pause
+
+_BURST_S = 0.25
+
+
+class RateLimit:
+    """Holds back whoever receives bytes, so that all together stay below a rate. Safe to use from several threads.
+
+    A reader that is held back reads no further, so that the sender has to wait, too.
+
+    Args:
+        nbytes_per_s: Bytes in a second; None for no limit.
+        stopped: Set when nobody wants them any more.
+    """
+
+    def __init__(self, nbytes_per_s: int | None, stopped: threading.Event) -> None:
+        self._rate = nbytes_per_s
+        self._stopped = stopped
+        self._free_at = 0.0
+        self._lock = threading.Lock()
+
+    def take(self, nbytes: int) -> None:
+        """Counts bytes that have arrived, and waits until that many may have."""
+        if self._rate is None:
+            return
+        with self._lock:
+            now = time.monotonic()
+            self._free_at = max(self._free_at, now - _BURST_S) + nbytes / self._rate
+            wait_s = self._free_at - now
+        if wait_s > 0:
+            pause(wait_s, self._stopped)

@@ -1,0 +1,1 @@
+from checkpoint.conftest import cache, hub, publish, waits  # noqa: F401 - fixtures
