@@ -217,7 +217,11 @@ class Copier:
 
     def _do(self, job: _Job, buffer: memoryview, scratch: memoryview) -> None:
         if job == "dense":
-            names = sorted(name for name in self._origin.model.keymap.dense if name in self._origin.tensors)
+            names = sorted(
+                name
+                for name in self._origin.stored_names(self._origin.model.keymap.dense)
+                if name in self._origin.tensors
+            )
             with expecting(self._origin, names):
                 self._writer.write_dense(self._metered())
             return
