@@ -319,6 +319,7 @@ def test_threads_expect_for_themselves(make):
     cache = make(12, gate, read_threads=1)
     predict(cache, KEYS[:3])
     gate.wait_for(KEYS[0])
+    wait_until(lambda: cache.snapshot().prepared == 1)
 
     def other():
         predict(cache, KEYS[6:8])
