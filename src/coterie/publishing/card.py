@@ -114,8 +114,9 @@ def _use(manifest: Manifest, repo_id: str) -> Iterator[str]:
     partial = "" if manifest.is_complete else " --missing mask"
     yield "## Use"
     yield ""
+    yield "Where Coterie is installed:"
+    yield ""
     yield "```"
-    yield "pip install coterie"
     yield f'coterie generate {repo_id} "Once upon a time"{partial}'
     yield f"coterie plan {repo_id}"
     yield "```"
