@@ -225,9 +225,7 @@ def test_a_shard_that_cannot_be_downloaded_is_named_and_tried_again(hub, text, w
     assert torch.equal(checkpoint.read("lm_head.weight"), Checkpoint.open(text).read("lm_head.weight"))
 
 
-def test_fetching_absent_experts_downloads_their_shards_only(
-    hub, publish, zoo_checkpoint, tmp_path, open_model, zoo_stock
-):
+def test_fetching_absent_experts_downloads_no_shards(hub, publish, zoo_checkpoint, tmp_path, open_model, zoo_stock):
     publish(by_expert(zoo_checkpoint("qwen3_moe", BF16), tmp_path / "by-expert"))
     extract(REPO, tmp_path / "store", experts="0")
     shutil.rmtree(tmp_path / "cache")  # the store is on another machine now
@@ -239,7 +237,7 @@ def test_fetching_absent_experts_downloads_their_shards_only(
     assert torch.equal(logits(model, inputs), logits(zoo_stock("qwen3_moe", BF16), inputs))
     used = {expert for token in model.coterie.stats().tokens for expert in token.experts} - {0}
     assert 0 < len(used) < 7
-    assert {path.name for path in snapshot.glob("*.safetensors")} == {f"model-{expert}.safetensors" for expert in used}
+    assert not list(snapshot.glob("*.safetensors"))
     model.coterie.close()
     assert {key.expert for key in Store.open(tmp_path / "store").keys()} == used | {0}
 

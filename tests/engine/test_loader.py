@@ -299,10 +299,7 @@ def test_a_configuration_without_architecture_is_refused(damaged):
         load(damaged)
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["compressed-tensors", "gptq", "awq", "bitsandbytes", "quark", "torchao", "hqq", "fbgemm_fp8", "mxfp8", "coterie"],
-)
+@pytest.mark.parametrize("method", ["bitsandbytes", "quark", "torchao", "hqq", "fbgemm_fp8", "mxfp8", "coterie"])
 def test_quantised_checkpoints_are_refused_by_name(method, damaged):
     edit_config(damaged, quantization_config={"quant_method": method})
     with pytest.raises(UnsupportedError, match=f"quantised with '{method}'") as caught:

@@ -534,5 +534,5 @@ def test_native_routers_are_asked_ahead_as_others_are(store, open_model) -> None
         usual = preview_of(site._block)
         assert usual is not None
         with torch.inference_mode():
-            expected = usual((hidden + site._drift_D).to(hidden.dtype))
+            expected = usual((hidden + site._drifts_D[0]).to(hidden.dtype))
         assert site.predict(hidden) == expected[0].tolist()

@@ -55,7 +55,12 @@ class Predictions:
     @property
     def any_to_read(self) -> bool:
         """Whether something is to be read."""
-        return bool(self._warm.todo) or any(one.todo for one in self.all())
+        return bool(self._warm.todo) or self.any_predicted
+
+    @property
+    def any_predicted(self) -> bool:
+        """Whether something is to be read that a consumer will probably ask for."""
+        return any(one.todo for one in self.all())
 
     def all(self) -> list[Prediction]:
         """What is predicted, soonest first and then by how long the consumer has had any, in a list of its own."""

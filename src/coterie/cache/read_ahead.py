@@ -85,13 +85,17 @@ class ReadAhead:
                 return entry
         return None
 
-    def take(self) -> Entry | None:
-        """The next one to read, with a slot; None if there is none, or no room that a prediction may take."""
+    def take(self, *, warm: bool) -> Entry | None:
+        """The next one to read, with a slot; None if there is none, or no room that a prediction may take.
+
+        Args:
+            warm: Whether it may be one that is only worth having.
+        """
         for prediction in self._predictions.all():
             entry = None if prediction.announced else self._first(prediction.todo)
             if entry is not None:
                 return entry
-        return self._first_warm()
+        return self._first_warm() if warm else None
 
     def _first(self, keys: deque[ExpertKey]) -> Entry | None:
         residency = self._residency

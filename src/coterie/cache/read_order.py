@@ -69,8 +69,8 @@ class ReadOrder:
     """Chooses what the reading threads read, and gives it to the claims that wait for it: it is their supply.
 
     First comes what claims ask for, the most urgent first; then what prefills have announced; then what is predicted,
-    what is needed soonest first; then what is worth having. The last two are prepared while something that was asked
-    for is being read, and begin when it is not. Guarded by the cache's lock.
+    what is needed soonest first; then what is worth having. Predictions are prepared while something that was asked for
+    is being read, and begin when it is not. Guarded by the cache's lock.
 
     Args:
         residency: What is in memory.
@@ -139,7 +139,9 @@ class ReadOrder:
         predictions = self._predictions
         if predictions.idle or not predictions.any_to_read:
             return False
-        return predictions.any_announced or self._may_predict
+        if predictions.any_announced or (self._may_warm and predictions.to_warm):
+            return True
+        return self._may_predict and predictions.any_predicted
 
     def is_wanted(self, entry: Entry) -> bool:
         """Whether what was prepared is predicted still, or worth having whoever asks."""
@@ -247,12 +249,22 @@ class ReadOrder:
         # Room that somebody waits for is not for predictions.
         if self._is_demanded() or not self._may_predict:
             return None
-        return self.ahead.take()
+        return self.ahead.take(warm=self._may_warm)
+
+    @property
+    def _most_ahead(self) -> int:
+        """Reads that may be under way ahead of any request: one stays free for whoever comes next."""
+        return max(1, self._at_once - 1)
+
+    @property
+    def _may_warm(self) -> bool:
+        """Whether what is worth having may be read: it comes in the order of its worth, so none is prepared."""
+        return not self.outstanding.demanded and len(self.outstanding.ahead) < self._most_ahead
 
     @property
     def _may_predict(self) -> bool:
-        """Whether there is one less than can be under way ahead of any request, and one that is prepared."""
-        return len(self.outstanding.ahead) < max(1, self._at_once - 1) + 1
+        """Whether there is not one that is prepared beside those that may be under way."""
+        return len(self.outstanding.ahead) <= self._most_ahead
 
     def _publish(
         self, entry: Entry, tensors: tuple[torch.Tensor, ...], nbytes: int, error: CoterieError | None
