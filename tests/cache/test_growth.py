@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from coterie.cache import ExpertCache, growth
 from coterie.cache.arena import SlotArena
-from coterie.cache.growth import LEAST_CAPACITY, PATIENCE_S, PROBE_EVERY, Growth
+from coterie.cache.growth import LEAST_CAPACITY, PATIENCE_S, PROBE_EVERY, Grower, Growth
 from coterie.plan.new_memory import SLOW
 
 from .sources import LARGE, SMALL, TinySource, assert_consistent, assert_is, keys_of, leased, run_threads, wait_until
@@ -185,6 +185,39 @@ class Slow:
         self.touched += memory.nbytes
         memory[::PAGE] = bytes(len(memory[::PAGE]))
         return memory.nbytes * 3 / SLOW
+
+
+@pytest.mark.parametrize("late", ["has memory", "has none"])
+def test_a_thread_that_is_at_it_while_another_gives_up_leaves_nothing_owed(late, monkeypatch):
+    monkeypatch.setattr(growth, "finders", lambda: 2)
+    begun: list[int] = []
+
+    def touch(memory):
+        wait_until(lambda: len(begun) == 2)
+        if threading.get_ident() == begun[0]:
+            raise OSError("no memory")
+        wait_until(lambda: state.touch is None)
+        return 3 * memory.nbytes / SLOW
+
+    def is_quiet():
+        if threading.get_ident() not in begun:
+            begun.append(threading.get_ident())
+        return late == "has memory" or threading.get_ident() == begun[0] or state.touch is None
+
+    state, arena, _ = growth_of(touch=touch)
+    for _ in range(3):
+        state.owe(MIB)
+    lock = threading.RLock()
+    grower = Grower(state, lock, is_quiet=is_quiet, on_grown=lambda: None)
+    with lock:
+        grower.notify()
+    wait_until(lambda: state.touch is None and not state.is_owed)
+    assert not arena.growing
+    assert not state.is_slow
+    with lock:
+        grower.close()
+    grower.join()
+    assert not state.is_slow
 
 
 @pytest.fixture

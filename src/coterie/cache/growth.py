@@ -126,9 +126,10 @@ class Growth:
     def end(self, slot: Slot, seconds: float) -> None:
         """A slot has memory, which took so many seconds of processor time to find."""
         self._arena.grown(slot)
-        found = seconds / slot.nbytes
-        before = self._seconds_per_byte
-        self._seconds_per_byte = found if before is None else before + _NEWEST * (found - before)
+        if self.touch is not None:  # another thread may have given up meanwhile
+            found = seconds / slot.nbytes
+            before = self._seconds_per_byte
+            self._seconds_per_byte = found if before is None else before + _NEWEST * (found - before)
         self._look()
 
     def give_up(self, slot: Slot | None) -> None:
@@ -234,14 +235,20 @@ class Grower:
         return None
 
     def _touch(self, slot: Slot) -> float | None:
-        """Gives a slot memory; returns the seconds of processor time that took, or None if the cache is closed."""
+        """Gives a slot memory; returns the seconds of processor time that took, or None if the cache is closed.
+
+        Raises:
+            OSError: If memory could not be found, for this slot or, meanwhile, for another.
+        """
         seconds = 0.0
         for start in range(0, slot.nbytes, PIECE):
             with self._lock:
                 while not (self._closed or self._is_quiet()):
                     self._work.wait(QUIET_S)
-                touch = None if self._closed else self._growth.touch
+                if self._closed:
+                    return None
+                touch = self._growth.touch
             if touch is None:
-                return None
+                raise OSError("another thread could not find memory")
             seconds += touch(slot.record[start : start + PIECE])
         return seconds
