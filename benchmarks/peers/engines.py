@@ -47,6 +47,12 @@ class Engine(Protocol):
         ...
 
 
+def _driver_flags(case: Case, prompt: str, threads: int, report: Path) -> list[object]:
+    """What every driver of ours takes."""
+    flags: list[object] = ["--prompt", prompt, "--new-tokens", case.new_tokens, "--threads", threads]
+    return [*flags, "--report", report, *(["--memory", case.memory] if case.memory is not None else [])]
+
+
 @dataclass
 class Coterie:
     """Coterie under a budget.
@@ -83,9 +89,8 @@ class Coterie:
         """See :class:`Engine`."""
         with tempfile.TemporaryDirectory() as folder:
             self._said = Path(folder) / "report.json"
-            flags: list[object] = ["--prompt", prompt, "--new-tokens", case.new_tokens, "--threads", self.threads]
-            flags += ["--max-context", case.prompt_tokens + case.new_tokens + CONTEXT_SLACK, "--report", self._said]
-            flags += ["--memory", case.memory] if case.memory is not None else []
+            flags = _driver_flags(case, prompt, self.threads, self._said)
+            flags += ["--max-context", case.prompt_tokens + case.new_tokens + CONTEXT_SLACK]
             flags += ["--warm"] if case.warm else []
             flags += ["--trace", self.trace] if self.trace is not None else []
             flags += ["--served"] if self.served else []
@@ -174,10 +179,9 @@ class LlamaOverHttp:
         """See :class:`Engine`."""
         with tempfile.TemporaryDirectory() as folder:
             self._said = Path(folder) / "report.json"
-            flags: list[object] = ["--prompt", prompt, "--new-tokens", case.new_tokens, "--threads", self.threads]
-            flags += ["--report", self._said, "--program", self.program, "--prompt-tokens", case.prompt_tokens]
+            flags = _driver_flags(case, prompt, self.threads, self._said)
+            flags += ["--program", self.program, "--prompt-tokens", case.prompt_tokens]
             flags += ["--context", case.prompt_tokens + case.new_tokens + CONTEXT_SLACK]
-            flags += ["--memory", case.memory] if case.memory is not None else []
             command = [sys.executable, "-m", "peers.server_driver", str(self.gguf), *map(str, flags)]
             yield command, {"PYTHONPATH": python_path()}
 

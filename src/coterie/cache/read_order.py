@@ -121,7 +121,7 @@ class ReadOrder:
         """Tells the policy what it has not been told about yet."""
         self._residency.settle()
 
-    def next_entry(self, *, ahead: bool) -> Entry | None:
+    def next_entry(self) -> Entry | None:
         """What to read next: for a claim, what was announced, or a prediction."""
         entry = self._failed() or self._demanded()
         if entry is None and not self._predictions.idle:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -36,7 +35,7 @@ from coterie.hf.quantised import FoldedNames, fold_names, fold_packed, record_fi
 from coterie.hf.shapes import check_shapes
 from coterie.hf.skeleton import build_skeleton
 from coterie.quant.dtypes import SAFETENSORS_DTYPES, TORCH_DTYPES
-from coterie.records.remote import RangeReader
+from coterie.records.remote import RangeReader, expecting
 from coterie.records.remote.ahead import Range
 from coterie.spec import BankKey, ByteSource, ExpertKey, Extent, Field, RecordLayout
 from coterie.spec.encodings import NATIVE
@@ -393,7 +392,7 @@ class Checkpoint:
         every = [name for _, found in sorted(names.items()) for name in found]
         self.download(every)
         routers = ((key, map(self._router, found)) for key, found in sorted(names.items()))
-        with nullcontext() if self.reader is None else self.reader.expecting(self.ranges(every)):
+        with expecting(self, every):
             return model_identity(type(self.skeleton).__name__, routers)
 
     def _router(self, name: str) -> Router:

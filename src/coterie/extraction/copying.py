@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -23,6 +23,7 @@ from coterie.extraction.quantising import SchemedExperts, SchemeOf, one_scheme
 from coterie.extraction.spans import SCRATCH_BYTES, SpanReader
 from coterie.origins import Origin
 from coterie.records import RecordReader
+from coterie.records.remote import expecting
 from coterie.spec import RECORD_ALIGNMENT, BankKey, ExpertKey, round_up
 from coterie.spec.encodings import NATIVE
 from coterie.store import BankWriter, DenseTensor, StoreWriter
@@ -78,11 +79,6 @@ def worker_count(origin: Origin, limit: int = _WORKERS, *, computed: bool = Fals
 def scratch_nbytes(record_nbytes: int) -> int:
     """Bytes of the buffer beside a record: room for its span with a page at either end, within bounds."""
     return min(SCRATCH_BYTES, round_up(record_nbytes, RECORD_ALIGNMENT) + 32 * RECORD_ALIGNMENT)
-
-
-def expecting(origin: Origin, names: Iterable[str]) -> AbstractContextManager[None]:
-    """Within it these tensors are read in this order: over a network they are fetched ahead, neighbours together."""
-    return nullcontext() if origin.reader is None else origin.reader.expecting(origin.ranges(names))
 
 
 class Copier:

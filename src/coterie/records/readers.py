@@ -62,12 +62,8 @@ class Supply(Protocol[WantedT]):
         """Does what is due before the next choice."""
         ...
 
-    def next_entry(self, *, ahead: bool) -> WantedT | None:
-        """What to read next, with a slot of its own.
-
-        Args:
-            ahead: It cannot be read at once.
-        """
+    def next_entry(self) -> WantedT | None:
+        """What to read next, with a slot of its own."""
         ...
 
     def is_wanted(self, entry: WantedT) -> bool:
@@ -230,7 +226,7 @@ class Readers(Generic[WantedT]):
         if self._finished and len(self._running) == self._at_once:
             return partial(self._conclude, self._finished.popleft())
         if self._in_hand <= self._at_once:
-            entry = self._supply.next_entry(ahead=self._in_hand == self._at_once)
+            entry = self._supply.next_entry()
             if entry is not None:
                 self._preparing += 1
                 return partial(self._begin, entry)

@@ -5,6 +5,6 @@ since the client waits as long as a server says, gives up at a broken connection
 """
 
 from coterie.records.remote.http_file import HttpFile
-from coterie.records.remote.range_reader import RangeReader, Received
+from coterie.records.remote.range_reader import RangeReader, Received, expecting
 
-__all__ = ["HttpFile", "RangeReader", "Received"]
+__all__ = ["HttpFile", "RangeReader", "Received", "expecting"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 from coterie.errors import CheckpointFileError
 from coterie.records.remote.ahead import Ahead, Range
@@ -239,3 +240,22 @@ class RangeReader:
             status=status,
             stopped=self._stopped.is_set(),
         )
+
+
+class Ranged(Protocol):
+    """Named tensors, of which some may be read by ranges."""
+
+    @property
+    def reader(self) -> RangeReader | None:
+        """Who reads them; None if all are in files here."""
+        ...
+
+    def ranges(self, names: Iterable[str]) -> list[Range]:
+        """Where on a server their bytes are, in this order; nothing of those that are in files here."""
+        ...
+
+
+def expecting(source: Ranged, names: Iterable[str]) -> AbstractContextManager[None]:
+    """Within it these tensors are read in this order: over a network they are fetched ahead, neighbours together."""
+    reader = source.reader
+    return nullcontext() if reader is None else reader.expecting(source.ranges(names))
