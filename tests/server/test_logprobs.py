@@ -185,7 +185,7 @@ def test_a_client_that_leaves_leaves_all_its_choices(serve, brake) -> None:
     brake.hold()
     connection, response = server.begin(TEXT, ask([PROMPT] * 3, n=4, stream=True))
     assert brake.reached.wait(30)
-    assert server.engine.running + server.engine.waiting > 1
+    until(lambda: server.engine.running + server.engine.waiting > 1)  # the first may be asked for alone
     drop(connection, response)
     until(lambda: server.engine.waiting == 0)
     brake.release()
