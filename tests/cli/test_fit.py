@@ -48,6 +48,25 @@ def test_a_store_is_made_measured_and_described(coterie, model, texts) -> None:
     assert coterie("verify", "s", "--against", model).code == 0
 
 
+def test_a_model_is_pruned_first_where_that_is_asked_for(coterie, model, texts) -> None:
+    usual = ("fit", model, "-o", "s", "--memory", "8GiB", "--bits", "3.2", "--limit", "60", "--no-speed", *texts)
+    pruned = (*usual, "--no-compare", "--keep", "75%", "--by", "ean")
+    planned = coterie(*pruned, "--dry-run")
+    assert planned.code == 0, planned.err
+    assert [line.split()[0] for line in planned.out.splitlines() if line.startswith("p")] == [
+        "profile",
+        "prune",
+        "profile-pruned",
+        "plan",
+    ]
+    outcome = coterie(*pruned)
+    assert outcome.code == 0, outcome.err
+    assert "experts are gone: 75% were to stay, by what each adds in all (EAN)" in " ".join(outcome.out.split())
+    row = json.loads(Path("s/coterie-fit.json").read_text())["evaluated"]["figures"][-1]
+    shown = next(line for line in outcome.out.splitlines() if line.split()[:1] == ["all"])
+    assert f"{row['pruned']['value']:.5f}" in shown
+
+
 def test_mistakes_are_told_in_the_words_of_the_command_line(coterie, model, texts) -> None:
     usual = ("fit", model, "-o", "s", "--memory", "8GiB", *texts)
     for options, message, code in [
@@ -55,6 +74,9 @@ def test_mistakes_are_told_in_the_words_of_the_command_line(coterie, model, text
         (("--for", ","), "--for names no domain", 2),
         (("--for", "cod", "--bits", "3"), "Did you mean 'code'", 2),
         (("--bits", "0"), "is not a number of bits per weight", 2),
+        (("--by", "ean"), "none are to be pruned", 2),
+        (("--keep", "1"), "Keep at least 2", 2),
+        (("--keep", "6", "--by", "random"), "random", 2),
         (("--text", "code.txt"), "--text code.txt names no domain", 2),
         (("--text", "code=no.txt"), "no.txt", 1),
         (("--profile", "no.db"), "no.db", 1),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from coterie.errors import MemoryBudgetError, UsageError
+from coterie.fitting.pruning import KeptShares
 from coterie.fitting.sizing import LEAST_BITS, LEAST_BITS_FOR_DOMAINS, SPEED_KEPT, Sizer
 from planner.conftest import fresh_process, tight  # noqa: F401 - fixtures
 from planner.machines import a_machine
@@ -19,7 +20,7 @@ EXPERTS = 96 * MIB
 @pytest.fixture(scope="module")
 def sized(tight: Path) -> Callable[..., Sizer]:  # noqa: F811
     """``sized(memory, context=64)``"""
-    return lambda memory, context=CONTEXT: Sizer(tight, memory, context=context)
+    return lambda memory, context=CONTEXT, kept=None: Sizer(tight, memory, context=context, kept=kept)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,31 @@ def test_where_not_all_fit_the_planners_speed_decides(sized, least: int) -> None
     unknown = sizer.choose(bits=None, domains=(), measure=False)
     assert unknown.bits == LEAST_BITS
     assert "no speed was measured" in unknown.reason
+
+
+def test_how_many_experts_would_all_stay_is_said_and_so_it_is(sized, least: int) -> None:
+    memory = least
+    said = sized(memory).choose(bits=None, domains=(), measure=False)
+    assert said.aim == "speed"
+    share = int(said.reason.partition("--keep ")[2].partition("%")[0]) / 100
+    assert 0.3 < share < 1
+
+    def left(share: float) -> KeptShares:
+        return KeptShares(every=share, components={"text": share})
+
+    pruned = sized(memory, kept=left(share)).choose(bits=None, domains=(), measure=False)
+    assert pruned.aim == "memory"
+    assert LEAST_BITS <= pruned.about_bits < LEAST_BITS + 0.2
+    assert "--keep" not in pruned.reason
+    more = sized(memory, kept=left(share + 0.05)).choose(bits=None, domains=(), measure=False)
+    assert more.aim == "speed"
+    # With so few that what is left of them fits as it is, there is nothing to gain.
+    with pytest.raises(UsageError, match=r"What is left of .* fits in .* as it is"):
+        sized(least + 10 * MIB, kept=left(0.05)).choose(bits=None, domains=(), measure=False)
+    # In no less memory does the model run: pruning is no answer to that.
+    with pytest.raises(MemoryBudgetError, match="will not run") as caught:
+        sized(MIB, kept=left(share)).choose(bits=None, domains=(), measure=False)
+    assert caught.value.minimum == least
 
 
 def test_bits_that_are_asked_for_are_taken(sized, least: int) -> None:

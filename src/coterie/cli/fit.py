@@ -17,6 +17,7 @@ from coterie.cli.listed import listed
 from coterie.cli.material import ImageFilesOption, SpeechFilesOption, gather_material
 from coterie.cli.opening import import_engine, quiet_terminal
 from coterie.cli.progress import fit_progress
+from coterie.cli.pruning_options import FitByOption, FitRankingOption, keep_option
 from coterie.cli.ray_messages import without_ray_messages
 from coterie.cluster.connection import check_ray
 from coterie.errors import UsageError
@@ -71,6 +72,9 @@ def command(
             help="Bits per weight of experts, scales counted. Default: what the memory has room for.",
         ),
     ] = None,
+    keep: Annotated[str | None, keep_option("Prune the model first. ")] = None,
+    by: FitByOption = None,
+    ranking: FitRankingOption = None,
     context: Annotated[
         int | None,
         typer.Option(
@@ -209,11 +213,14 @@ def command(
     evaluates it on text that was held out, beside a uniform store of the same size. The store's README.md is a card
     with all of that, and coterie-fit.json has the same for programs. It may say that there is no gain.
 
+    With --keep experts are pruned first, and the pruned model is recorded anew. The store is then compared with a
+    uniform store of all experts in the same size, and the card says what pruning alone loses.
+
     With --ray workers of a cluster record, choose codes and evaluate, each within --memory (or --work-memory); the
     store and the figures are the same as without.
 
     Ctrl-C ends it with exit code 130; the same command goes on where it was. Each stage is also a command by itself:
-    profile record, plan, quantize, verify, evaluate, bench.
+    profile record, prune, plan, quantize, verify, evaluate, bench.
     """
     for size, name in ((memory, "memory"), (work_memory, "work memory")):
         if size is not None:
@@ -240,6 +247,9 @@ def command(
         memory=memory,
         context=context,
         bits=bits,
+        keep=keep,
+        by=by,
+        ranking=ranking,
         domains=tuple(named),
         modalities=tuple(modality or ()),
         profile=profile,
@@ -310,7 +320,7 @@ def _print_plan(plan: FitPlan) -> None:
 
 
 def _print(found: Fit, store: Path) -> None:
-    from coterie.fitting.card import verdict_in_words
+    from coterie.fitting.card import pruned_in_words, verdict_in_words
 
     out = results()
     print_allocation(found.made.allocation, histogram=False)
@@ -319,6 +329,8 @@ def _print(found: Fit, store: Path) -> None:
     out.print()
     facts = facts_table()
     made = found.made.store
+    if found.pruned is not None:
+        facts.add_row("pruned", pruned_in_words(found.pruned))
     facts.add_row("size", found.sizing.reason)
     facts.add_row("store", f"{format_bytes(made.store_nbytes)}, {made.bits:.2f} bits per weight of experts")
     if found.speed is not None:
@@ -338,10 +350,13 @@ def _print(found: Fit, store: Path) -> None:
 
 def _print_losses(found: Fit) -> None:
     compared = found.uniform is not None
-    headings = ("tokens", "KLD", *(("predicted", "uniform", "ratio") if compared else ()))
+    pruned = ("pruned alone",) if found.pruned is not None else ()
+    headings = ("tokens", "KLD", *pruned, *(("predicted", "uniform", "ratio") if compared else ()))
     table = plain_table("text", *headings, right=headings)
     for row in found.evaluated.figures:
         cells = [row.domain, f"{row.tokens:,}", value_and_reach(row.kld, 5)]
+        if pruned:
+            cells.append("–" if row.pruned is None else value_and_reach(row.pruned, 5))
         if compared:
             ratio = None if row.beside is None else row.beside.ratio
             cells += [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -21,6 +21,7 @@ from coterie.cli.options import (
     modality_option,
     new_directory,
 )
+from coterie.cli.pruning_options import PruneByOption, PruneRankingOption, keep_option
 from coterie.cli.transfer import resumable_progress
 
 
@@ -37,25 +38,8 @@ def command(
             help="The new store.",
         ),
     ],
-    keep: Annotated[
-        str,
-        typer.Option(
-            "--keep",
-            metavar="N",
-            show_default=False,
-            help="Experts of each layer to keep (with --ranking global: on average): a number, a share such as 75%, "
-            "or by component, such as "
-            "thinker=75%,talker=96; components that are not named keep all.",
-        ),
-    ],
-    by: Annotated[
-        Literal["reap", "ean", "frequency", "random"],
-        typer.Option(
-            "--by",
-            help="Which stay: reap, those with the largest mean of gate weight × output size over their tokens; ean, "
-            "with the largest sum of it; frequency, those chosen most often; random, any.",
-        ),
-    ] = "reap",
+    keep: Annotated[str, keep_option()],
+    by: PruneByOption = "reap",
     profile: ProfileOption = None,
     domains: Annotated[
         str | None,
@@ -73,14 +57,7 @@ def command(
             "Default: all of the model's, and each must be in the profile."
         ),
     ] = None,
-    ranking: Annotated[
-        Literal["layer", "global"],
-        typer.Option(
-            "--ranking",
-            help="layer: every layer keeps the same number. global: the experts of all layers are ranked together, and "
-            "layers keep different numbers, as many in all; such a store cannot be exported.",
-        ),
-    ] = "layer",
+    ranking: PruneRankingOption = "layer",
     least: Annotated[
         int | None,
         typer.Option(

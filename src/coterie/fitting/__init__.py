@@ -1,7 +1,7 @@
 """From a memory budget to the best store of a model for it, with a card that says what it loses.
 
-Profile, plan, allocation, calibration, verification, evaluation: :func:`fit` calls the public function of each stage,
-one after the other, and keeps what is finished. docs/fit.md says how it decides.
+Profile, pruning if asked for, plan, allocation, calibration, verification, evaluation: :func:`fit` calls the public
+function of each stage, one after the other, and keeps what is finished. docs/fit.md says how it decides.
 """
 
 from __future__ import annotations

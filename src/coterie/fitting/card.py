@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from coterie.evaluate import Estimate
 from coterie.evaluate.paired import Paired
-from coterie.fitting.report import DomainFigures, Fit
+from coterie.fitting.report import DomainFigures, Fit, Pruned, TakenOut
 from coterie.spec import format_bytes
 
 _LEAST_TOKENS = 7_680
@@ -67,6 +67,8 @@ def _lines(fit: Fit) -> Iterator[str]:
         yield ""
         yield fit.advice
     yield from _section("What it is", _what(fit))
+    if fit.pruned is not None:
+        yield from _section("Which experts are gone", _taken_out(fit.pruned))
     yield from _section("What it loses", _losses(fit))
     yield from _section("What it costs", _costs(fit))
     yield from _section("Made by", ["```", *fit.commands, "```", "", _versions(fit)])
@@ -79,7 +81,7 @@ def verdict_in_words(fit: Fit) -> str:
     if row.beside is None or fit.uniform is None:
         return f"{measured}. No uniform store was made to compare with."
     size = (
-        "a uniform store of the same size"
+        f"a uniform store of {'the same size' if fit.pruned is None else 'all experts in the same size'}"
         if fit.uniform.same_size
         else f"the nearest uniform store ({fit.uniform.name})"
     )
@@ -111,6 +113,7 @@ def _what(fit: Fit) -> Iterator[str]:
     profile = fit.profile.profile or "recorded for this store"
     rows = [
         ("made of", f"{fit.model}{revision}"),
+        *([] if fit.pruned is None else [("pruned", pruned_in_words(fit.pruned))]),
         ("size", fit.sizing.reason),
         (
             "experts",
@@ -131,6 +134,48 @@ def _what(fit: Fit) -> Iterator[str]:
     yield from _table(("", ""), rows)
 
 
+def pruned_in_words(pruned: Pruned) -> str:
+    """How many experts are gone, and what decided which."""
+    by = {
+        "reap": "what each adds on average (REAP)",
+        "ean": "what each adds in all (EAN)",
+        "frequency": "how often each is chosen",
+    }[pruned.by]
+    among = "the experts of all layers ranked together" if pruned.ranking == "global" else "each layer by itself"
+    of, where = _tokens(pruned.profile.tokens), pruned.profile.profile or "recorded for this store"
+    return (
+        f"{pruned.gone} of {pruned.kept + pruned.gone} experts are gone: {pruned.keep} were to stay, by {by}, {among}, "
+        f"in a profile of {of} tokens ({where})"
+    )
+
+
+def _taken_out(pruned: Pruned) -> Iterator[str]:
+    yield (
+        "The routers never had these experts: the others are numbered from 0 in the store, and "
+        "`coterie-selection.json` has both numbers."
+    )
+    yield ""
+    rows = [
+        [_layer(bank), str(bank.kept), str(len(bank.experts)), _ranges(bank.experts) or "–"] for bank in pruned.banks
+    ]
+    yield from _table(("layer", "experts left", "gone", "numbers of those that are gone"), rows)
+
+
+def _layer(bank: TakenOut) -> str:
+    return f"{bank.component} {bank.layer}" + ("" if bank.bank == "mlp" else f" {bank.bank}")
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers, such as 0-3, 7."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number - 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
+
+
 def _losses(fit: Fit) -> Iterator[str]:
     yield (
         "Mean KL divergence from the full model, in nats per token, with 95 % intervals, on text that was not "
@@ -141,10 +186,13 @@ def _losses(fit: Fit) -> Iterator[str]:
     yield ""
     compared = fit.uniform is not None
     headings = ["text", "tokens", "KLD", "same top token"]
+    headings += ["pruned alone"] if fit.pruned is not None else []
     headings += ["predicted", "uniform", "ratio to uniform"] if compared else []
     rows = []
     for row in fit.evaluated.figures:
         cells = [row.domain, f"{row.tokens:,}", _interval(row.kld), _share(row.same_top)]
+        if fit.pruned is not None:
+            cells.append("–" if row.pruned is None else _interval(row.pruned))
         if compared:
             cells += [
                 "–" if row.predicted is None else f"{row.predicted:.5f}",
@@ -153,10 +201,18 @@ def _losses(fit: Fit) -> Iterator[str]:
             ]
         rows.append(cells)
     yield from _table(headings, rows)
+    if fit.pruned is not None:
+        yield ""
+        yield (
+            "*Pruned alone* is the price of the experts that are gone: the pruned model with all its bits. What the "
+            "store loses beyond that is the price of fewer bits."
+        )
     if fit.uniform is not None:
+        of = "" if fit.pruned is None else " of the model with all its experts"
         same = "of the same size" if fit.uniform.same_size else "of the nearest size that there is"
         yield ""
-        yield f"Uniform, {same}: {fit.uniform.name}; {fit.uniform.store.bits:.2f} bits per weight, calibrated alike."
+        bits = f"{fit.uniform.store.bits:.2f} bits per weight"
+        yield f"Uniform{of}, {same}: {fit.uniform.name}; {bits}, calibrated alike."
     if fit.domains:
         others = [row.domain for row in fit.evaluated.figures if row.domain not in (*fit.domains, "all")]
         if others:

@@ -118,7 +118,7 @@ def check_kinds(source: Source, material: Iterable[Material]) -> None:
         UsageError: If a domain or a modality is lacking.
     """
     request, required = source.request, _served(source)
-    if request.profile is not None:
+    if request.profile is not None and request.keep is None:
         return
     files = list(material)
     for domain in request.domains:
@@ -131,7 +131,10 @@ def check_kinds(source: Source, material: Iterable[Material]) -> None:
     if "talker" in required:
         raise UsageError(
             "The talker's experts are used while the model speaks, and texts say nothing of that.",
-            advice="Give a profile that was recorded while it spoke (--profile), or fit a part: --component thinker.",
+            advice="Fit a part: --component thinker. Or prune it (coterie prune), record the pruned store while it "
+            "speaks, and fit that with --profile."
+            if request.keep is not None
+            else "Give a profile that was recorded while it spoke (--profile), or fit a part: --component thinker.",
         )
     lacking = sorted({one for names in required.values() for one in names} - recorded)
     if lacking and not request.modalities:
@@ -140,7 +143,7 @@ def check_kinds(source: Source, material: Iterable[Material]) -> None:
             f"{source.model} serves {', '.join(lacking)} beside text, and nothing of that would be recorded: experts "
             "that only these need would get the fewest bits.",
             advice=f"Add {' and '.join(options)}; or --modality text, to let the others get worse."
-            if options
+            if options or request.keep is not None
             else "Give a profile that has them: --profile.",
             lacking=lacking,
         )

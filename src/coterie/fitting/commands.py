@@ -9,6 +9,7 @@ from coterie.calibration.defaults import FOLDER
 from coterie.fitting.preparing import Prepared
 from coterie.fitting.report import Allocated, Evaluated, Uniform, Verdict
 from coterie.fitting.request import FitRequest
+from coterie.origins.selection import Selection
 
 
 def verdict_of(evaluated: Evaluated) -> Verdict:
@@ -20,18 +21,22 @@ def verdict_of(evaluated: Evaluated) -> Verdict:
     return "open" if nearer is None else "gain" if nearer else "no gain"
 
 
-def advice(prepared: Prepared, verdict: Verdict, made: Allocated, uniform: Uniform | None) -> str:
+def advice(prepared: Prepared, verdict: Verdict, uniform: Uniform | None) -> str:
     """What to use instead of a store that is no better than a uniform one; else empty."""
     if verdict in ("gain", "not compared") or uniform is None:
         return ""
-    nearest = max({one.bits: one.name for component in made.allocation.components for one in component.uniform}.items())
     line = _line(
         "quantize",
         [str(prepared.model), "STORE"],
-        [("--scheme", nearest[1]), *_material(prepared.request, "--calibrate")],
+        [("--scheme", uniform.nearest), *_material(prepared.request, "--calibrate")],
     )
     if verdict == "open":
         return f"Score more text to be sure (`--text`, `--limit`). A uniform store would be simpler: `{line}`."
+    if prepared.request.keep is not None:
+        return (
+            "Prune fewer experts, or none: leave `--keep` out. A uniform store of the whole model would be nearer to "
+            f"it: `{line}`."
+        )
     return f"Use a uniform store instead: `{line}`. Or fit with a profile of more text, or with other bits (`--bits`)."
 
 
@@ -44,6 +49,9 @@ def commands(prepared: Prepared, made: Allocated) -> tuple[str, ...]:
         ("--context", request.context),
         ("--for", ",".join(request.domains) or None),
         ("--bits", request.bits),
+        ("--keep", request.keep),
+        ("--by", request.by),
+        ("--ranking", request.ranking),
         ("--profile", request.profile),
         *_material(request, None),
         *(("--modality", name) for name in request.modalities),
@@ -56,7 +64,8 @@ def commands(prepared: Prepared, made: Allocated) -> tuple[str, ...]:
         ("--revision", request.revision),
         ("--dense-scheme", request.dense_scheme),
     ]
-    against = [] if prepared.source.is_store else [("--against", model)]
+    again = request.keep is not None and Selection.read(prepared.source.origin.directory) is not None
+    against = [] if prepared.source.is_store or again else [("--against", model)]
     running = [("--memory", request.memory), ("--max-context", request.context), ("--missing", missing)]
     return (
         _line("fit", [model, "-o", store], whole),

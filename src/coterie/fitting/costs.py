@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from coterie.extraction.dense import dense_tensors
 from coterie.files.plain_values import to_plain
 from coterie.fitting.making import Source
+from coterie.fitting.pruning import KeptShares
 from coterie.fitting.report import Sizing
 from coterie.fitting.work import ARTIFACTS
 
@@ -22,6 +24,8 @@ _STATES = 2
 
 WORDS: Mapping[str, str] = {
     "profile": "run the model over texts, and record what its experts do",
+    "prune": "make the model without the experts that matter least",
+    "profile-pruned": "run the pruned model over the same texts, and record what its experts do",
     "plan": "decide how many bits experts get for the memory",
     "store": "allocate the bits, choose the codes by calibration, write the store",
     "verify": "check every checksum, and compare the store with the model",
@@ -87,12 +91,15 @@ class FitPlan:
         return plain
 
 
-def stage_plans(source: Source, sizing: Sizing, scored: Mapping[str, Path], finished: set[str]) -> list[StagePlan]:
+def stage_plans(
+    source: Source, sizing: Sizing, kept: KeptShares, scored: Mapping[str, Path], finished: set[str]
+) -> list[StagePlan]:
     """The stages of a fit with what each takes.
 
     Args:
         source: What the store is made of.
         sizing: How large it will be.
+        kept: What is left of the model's experts.
         scored: Domain → text that is scored.
         finished: Names of stages that an earlier run has finished.
     """
@@ -102,6 +109,7 @@ def stage_plans(source: Source, sizing: Sizing, scored: Mapping[str, Path], fini
     tokens = sum(min(request.limit, path.stat().st_size // _LEAST_BYTES_PER_TOKEN) for path in scored.values())
     states = _STATES * request.calibration_tokens * width * 2
     disk = {
+        "prune": _pruned_nbytes(source, kept),
         "store": sizing.store_nbytes + states,
         "uniform": sizing.store_nbytes,
         "evaluate": tokens * rows * _LOGIT_NBYTES,
@@ -124,8 +132,19 @@ def wanted_stages(source: Source) -> tuple[str, ...]:
     """The stages of a fit, in order."""
     request = source.request
     left_out = {
+        "prune": request.keep is None,
+        "profile-pruned": request.keep is None,
         "profile": request.profile is not None,
         "uniform": not request.compare,
         "speed": not request.measure,
     }
     return tuple(name for name in ARTIFACTS if not left_out.get(name, False))
+
+
+def _pruned_nbytes(source: Source, kept: KeptShares) -> int:
+    """Bytes of a pruned store, which has the bits of the model; 0 if there is to be none."""
+    if source.request.keep is None:
+        return 0
+    origin = source.origin
+    experts = sum(bank.layout.nbytes * bank.bank.num_experts for bank in origin.model.banks.values())
+    return int(kept.every * experts) + sum(tensor.nbytes for tensor in dense_tensors(origin, origin.dense_schemes))

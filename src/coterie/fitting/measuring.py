@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coterie import bench
@@ -29,6 +29,27 @@ _MOST_SHOWN = 3
 """Problems of a store that an error names."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journals:
+    """Where the scores of each evaluation are, window by window.
+
+    Attributes:
+        store: Of the store.
+        uniform: Of the uniform store.
+        pruned: Of the pruned model before its experts had fewer bits.
+    """
+
+    store: Path
+    uniform: Path
+    pruned: Path
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> Journals:
+        """Those of a fit whose work is there."""
+        store, uniform, pruned = (folder / f"{name}.windows.jsonl" for name in ("store", "uniform", "pruned"))
+        return cls(store=store, uniform=uniform, pruned=pruned)
+
+
 def verify_store(source: Source, store: Path, progress: BytesCallback | None = None) -> Verified:
     """Verifies a store, against what it was made of if that is a checkpoint.
 
@@ -38,7 +59,7 @@ def verify_store(source: Source, store: Path, progress: BytesCallback | None = N
     request = source.request
     found = verify(
         store,
-        against=None if source.is_store else source.model,
+        against=source.checkpoint,
         revision=request.revision,
         offline=request.offline,
         progress=progress,
@@ -107,8 +128,9 @@ def side_by_side(
     texts: Mapping[str, Path],
     found: Evaluation,
     uniform: Evaluation | None,
-    journals: tuple[Path, Path],
+    journals: Journals,
     expected: Mapping[str, float],
+    pruned: Evaluation | None = None,
 ) -> Evaluated:
     """The figures of each domain, and of all of them together, beside the uniform store's.
 
@@ -117,11 +139,14 @@ def side_by_side(
         texts: Domain → text, as they were evaluated.
         found: The store's evaluation.
         uniform: The uniform store's; None if there is none.
-        journals: The journals of both evaluations.
-        expected: Domain → how much farther from the full model than the uniform store it should be.
+        journals: The journals of these evaluations.
+        expected: Domain → how much farther from the full model than the uniform store it should be: of a pruned model,
+            what having fewer bits adds, as a share of that.
+        pruned: The evaluation of the pruned model before its experts had fewer bits; None if nothing was pruned.
     """
     domains = list(texts)
-    paired = None if uniform is None else PairedScores(*journals)
+    paired = None if uniform is None else PairedScores(journals.store, journals.uniform)
+    alone = None if pruned is None else PairedScores(journals.store, journals.pruned)
     asked = [number for number, domain in enumerate(domains) if domain in request.domains]
     named = " and ".join(domains[number] for number in asked)
 
@@ -136,9 +161,10 @@ def side_by_side(
             tokens=quality.tokens if quality is not None else sum(found.texts[number].tokens for number in numbers),
             kld=kld,
             same_top=None if quality is None or quality.comparison is None else quality.comparison.same_top,
-            predicted=None if uniform is None else _predicted(uniform, expected, domains, numbers),
+            predicted=None if uniform is None else _predicted(uniform, expected, domains, numbers, pruned),
             uniform=None if beside is None else beside.other_kld,
             beside=beside,
+            pruned=None if alone is None else alone.compare(name, numbers).other_kld,
         )
 
     rows = [figures(domain, [number], found.texts[number]) for number, domain in enumerate(domains)]
@@ -147,19 +173,28 @@ def side_by_side(
     if len(domains) > 1:
         rows.append(figures(ALL, list(range(len(domains))), found.total))
     decisive = rows[-1].domain if not asked or len(asked) == len(domains) or paired is None else named
-    return Evaluated(evaluation=found, uniform=uniform, figures=tuple(rows), decisive=decisive)
+    return Evaluated(evaluation=found, uniform=uniform, figures=tuple(rows), decisive=decisive, pruned=pruned)
 
 
 def _predicted(
-    uniform: Evaluation, expected: Mapping[str, float], domains: Sequence[str], numbers: Sequence[int]
+    uniform: Evaluation,
+    expected: Mapping[str, float],
+    domains: Sequence[str],
+    numbers: Sequence[int],
+    pruned: Evaluation | None,
 ) -> float | None:
-    """The divergence that is expected of some texts together; None if nothing is of one of them."""
+    """The divergence that is expected of some texts together; None if nothing is of one of them.
+
+    What pruning costs was measured, and what fewer bits add to it is expected to be as it is alone.
+    """
     total = tokens = 0.0
     for number in numbers:
         text, ratio = uniform.texts[number], expected.get(domains[number])
         if text.comparison is None or ratio is None:
             return None
         total += text.tokens * ratio * text.comparison.kld.value
+        if pruned is not None and (alone := pruned.texts[number].comparison) is not None:
+            total += text.tokens * alone.kld.value
         tokens += text.tokens
     return total / tokens
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.extraction.allocation.choosing import ABSENCE
@@ -15,35 +16,58 @@ from coterie.spec.encodings import SCHEME_FORMATS, schemes_named
 from coterie.store.manifest import PARTS_OF_ONE
 
 
-def expected_ratios(
-    origin: Origin, profile: str | Path, store: Path, uniform: Path, domains: Iterable[str]
-) -> dict[str, float]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A store that was made, and what is known of the model that it was made of.
+
+    Attributes:
+        store: The store.
+        origin: The model.
+        profile: What its experts do.
+    """
+
+    store: Path
+    origin: Origin
+    profile: str | Path
+
+
+def expected_ratios(made: Made, uniform: Made, domains: Iterable[str]) -> dict[str, float]:
     """How much farther than a uniform store a store should be from the full model, on text of each domain.
 
     Every expert is off by a share of what it computes, which calibration has measured. The sum of these, each times the
     expert's share of its layer's energy on text of the domain, is what the domain's tokens notice. A small divergence
     grows with the square of what outputs are off by, and these are squares: the ratio of the sums is that of the
-    divergences.
+    divergences. A store of a pruned model is off by that from the pruned model.
 
     Args:
-        origin: What both were made of.
-        profile: What its experts do.
-        store: The store.
+        made: The store.
         uniform: The uniform one.
         domains: Names of domains.
 
     Returns:
         Domain → the ratio. Domains whose text the profile does not know are left out.
     """
-    usage = Usage.open(profile, origin.identity)
-    ours, theirs = errors_of(store), errors_of(uniform)
+    ours, theirs = _Noticed(made), _Noticed(uniform)
     found: dict[str, float] = {}
     for domain in domains:
-        weights = _energies(usage, origin, domain)
-        other = _sum(weights, theirs)
-        if other > 0:
-            found[domain] = _sum(weights, ours) / other
+        own, other = ours.by(domain), theirs.by(domain)
+        if own is not None and other:
+            found[domain] = own / other
     return found
+
+
+class _Noticed:
+    """What tokens notice of what a store's experts are off by."""
+
+    def __init__(self, made: Made) -> None:
+        self._origin = made.origin
+        self._usage = Usage.open(made.profile, made.origin.identity)
+        self._errors = errors_of(made.store)
+
+    def by(self, domain: str) -> float | None:
+        """What those of a domain notice; None if nothing was recorded of its text."""
+        weights = _energies(self._usage, self._origin, domain)
+        return _sum(weights, self._errors) if weights else None
 
 
 def errors_of(store: Path) -> dict[ExpertKey, float]:

@@ -13,6 +13,7 @@ from coterie.fitting.checks import check_apart, check_full, check_kinds, check_p
 from coterie.fitting.costs import FitPlan, stage_plans
 from coterie.fitting.held_out import Division, divide
 from coterie.fitting.making import Source
+from coterie.fitting.pruning import KeptShares
 from coterie.fitting.report import Fit, Sizing
 from coterie.fitting.request import FitRequest
 from coterie.fitting.sizing import Sizer
@@ -33,7 +34,7 @@ def plan_fit(model: str | Path, store: str | Path, request: FitRequest, *, machi
     with tempfile.TemporaryDirectory(prefix="coterie-fit-") as folder:
         division = prepared.divide(Path(folder))
         finished = set() if not path.exists() else WorkFolder.finished_in(path, prepared.settings)
-        stages = stage_plans(prepared.source, sizing, division.scored, finished)
+        stages = stage_plans(prepared.source, sizing, prepared.kept, division.scored, finished)
         scored = {domain: text.stat().st_size for domain, text in division.scored.items()}
     return FitPlan(
         model=prepared.name,
@@ -62,6 +63,7 @@ class Prepared:
         self.name = origin.model.name
         fingerprint = f"{origin.integrity} {origin.made_from}".strip()
         self.settings = request.settings(fingerprint, check_profile(self.source))
+        self.kept = KeptShares.of(self.source)
         self.sizer = Sizer(
             model,
             request.memory_nbytes,
@@ -70,6 +72,7 @@ class Prepared:
             dense_scheme=request.dense_scheme,
             revision=request.revision,
             offline=request.offline,
+            kept=self.kept,
         )
 
     def finished(self) -> Fit | None:

@@ -82,6 +82,59 @@ class ProfileFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TakenOut:
+    """The experts of a bank that were pruned.
+
+    Attributes:
+        component: Part of the model.
+        layer: Its layer.
+        bank: Its bank.
+        kept: Experts that stay.
+        experts: Numbers of those that are gone. If the model had been pruned before, they are those of the model that
+            was pruned first.
+    """
+
+    component: str
+    layer: int
+    bank: str
+    kept: int
+    experts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """The pruned model that the store was made of.
+
+    Attributes:
+        keep: What was asked to be kept of each layer.
+        by: What decided which experts stay.
+        ranking: Among which they were ranked.
+        profile: What was recorded of the model before.
+        banks: What is gone, bank by bank.
+        store_nbytes: Bytes of the pruned store, which had the bits of the model.
+        seconds: Time that making it took, in the run that finished it.
+    """
+
+    keep: str
+    by: str
+    ranking: str
+    profile: ProfileFacts
+    banks: tuple[TakenOut, ...]
+    store_nbytes: int
+    seconds: float
+
+    @property
+    def kept(self) -> int:
+        """Experts that stay, of all layers."""
+        return sum(bank.kept for bank in self.banks)
+
+    @property
+    def gone(self) -> int:
+        """Experts that are gone."""
+        return sum(len(bank.experts) for bank in self.banks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreFacts:
     """A store that was made.
 
@@ -116,20 +169,22 @@ class Allocated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uniform:
-    """A store with the same bits for all experts.
+    """A store with the same bits for all experts: of the model as it was, if the fitted store is of a pruned one.
 
     Attributes:
         name: What it is in words: a scheme, or two and how many experts have each.
+        nearest: The scheme next to it in size, of two the larger.
         same_size: Whether it is of the size of the fitted store; if not, no scheme is so small or so large.
         asked_nbytes: Bytes of experts that a token asks for.
-        error: Expected error, in the unit of the allocation's.
+        error: Expected error, in the unit of the allocation's; None beside a pruned model, whose profile is another.
         store: The store.
     """
 
     name: str
+    nearest: str
     same_size: bool
     asked_nbytes: float
-    error: float
+    error: float | None
     store: StoreFacts
 
 
@@ -167,6 +222,8 @@ class DomainFigures:
             have, and without a uniform store.
         uniform: The uniform store's divergence.
         beside: The store beside the uniform one, paired.
+        pruned: The divergence of the pruned model before its experts had fewer bits: the price of pruning alone. None
+            if nothing was pruned.
     """
 
     domain: str
@@ -176,6 +233,7 @@ class DomainFigures:
     predicted: float | None
     uniform: Estimate | None
     beside: Paired | None
+    pruned: Estimate | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,12 +245,14 @@ class Evaluated:
         uniform: Of the uniform store; None if there is none.
         figures: By domain, then of all, and of those that were asked for if there are several.
         decisive: The name in ``figures`` that the verdict goes by.
+        pruned: Of the pruned model before its experts had fewer bits; None if nothing was pruned.
     """
 
     evaluation: Evaluation
     uniform: Evaluation | None
     figures: tuple[DomainFigures, ...]
     decisive: str
+    pruned: Evaluation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +288,8 @@ class Fit:
         context: Tokens that it provides for.
         domains: Those that were asked for; empty for all.
         sizing: How large the experts are, and why.
-        profile: What bits were allocated by.
+        profile: What bits were allocated by: of a pruned model, what was recorded of it.
+        pruned: What was pruned before; None if nothing was.
         made: The store.
         uniform: A uniform store of the same size, which was removed; None if none was made.
         verified: What verification found.
@@ -257,6 +318,7 @@ class Fit:
     evaluated: Evaluated
     speed: SpeedFacts | None
     speed_note: str
+    pruned: Pruned | None = None
     verdict: Verdict
     advice: str
     commands: tuple[str, ...]

@@ -8,11 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
+from typing import get_args
 
 from coterie.calibration import DEFAULT_TOKENS, default_texts
 from coterie.cluster.connection import check_ray
 from coterie.errors import UsageError
+from coterie.extraction.keeping import Keep
+from coterie.extraction.pruning import PruneRanking
 from coterie.fitting.held_out import digest
+from coterie.profiles import ImportanceMeasure
 from coterie.spec import parse_bytes
 from coterie.spec.dense_schemes import DenseRequest
 from coterie.survey import Material, without_repetitions
@@ -29,6 +33,9 @@ class FitRequest:
         memory: The budget.
         context: Tokens that it provides for; None for what opening a model provides for.
         bits: Bits per weight; None to choose.
+        keep: Experts of each layer that are not pruned, as :func:`coterie.prune` takes it; None to prune nothing.
+        by: What decides which stay, likewise; None for ``reap``.
+        ranking: Among which experts they are ranked, likewise; None for ``layer``.
         domains: Those that the store is for; empty for all.
         modalities: Those that have a say; empty for all that the model takes or makes.
         profile: An existing profile; None to record one.
@@ -53,6 +60,9 @@ class FitRequest:
     memory: str | int
     context: int | None = None
     bits: float | None = None
+    keep: str | int | None = None
+    by: ImportanceMeasure | None = None
+    ranking: PruneRanking | None = None
     domains: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
     profile: str | Path | None = None
@@ -84,6 +94,7 @@ class FitRequest:
             parse_bytes(self.work_memory, what="work memory")
         if self.bits is not None and not (isfinite(self.bits) and 0 < self.bits <= 64):
             raise UsageError(f"{self.bits} is not a number of bits per weight.", advice="Write it like 3.5.")
+        self._check_pruning()
         for name in ("context", "limit", "calibration_tokens", "threads"):
             number = getattr(self, name)
             if number is not None and number < 1:
@@ -100,6 +111,33 @@ class FitRequest:
         DenseRequest.parse(self.dense_scheme)
         if self.ray is not None:
             check_ray("Workers of a cluster")
+
+    def _check_pruning(self) -> None:
+        if self.keep is not None:
+            Keep.parse(self.keep)
+        for name, value, known in (
+            ("measure", self.by, get_args(ImportanceMeasure)),
+            ("ranking", self.ranking, get_args(PruneRanking)),
+        ):
+            if value is None:
+                continue
+            if value not in known:
+                raise UsageError.unknown(name, value, known)
+            if self.keep is None:
+                raise UsageError(
+                    f"The {name} {value} says which experts are pruned, and none are to be pruned.",
+                    advice="Say how many of each layer stay, such as --keep 75%, or leave it out.",
+                )
+
+    @property
+    def prune_by(self) -> ImportanceMeasure:
+        """What decides which experts stay."""
+        return self.by or "reap"
+
+    @property
+    def prune_ranking(self) -> PruneRanking:
+        """Among which experts they are ranked."""
+        return self.ranking or "layer"
 
     @property
     def memory_nbytes(self) -> int:
@@ -130,6 +168,7 @@ class FitRequest:
             "domains": ",".join(self.domains),
             "modalities": ",".join(self.modalities),
             "dense scheme": str(self.dense_scheme),
+            "pruning": self._pruning(),
             "compare": str(self.compare),
             "full model": str(self.against),
             "texts apart": str(bool(self.texts)),
@@ -138,6 +177,13 @@ class FitRequest:
             "limit": str(self.limit),
             "speed": str(self.measure),
         }
+
+    def _pruning(self) -> str:
+        """What decides which experts are pruned, but for the profile."""
+        if self.keep is None:
+            return "None"
+        kinds = f"domains {','.join(self.domains)}, modalities {','.join(self.modalities)}"
+        return f"keep {self.keep} by {self.prune_by}, ranked by {self.prune_ranking}, {kinds}"
 
 
 def _digest_of(material: Sequence[Material]) -> str:

@@ -22,14 +22,16 @@ from coterie.fitting.checks import check_disk
 from coterie.fitting.commands import advice, commands, verdict_of
 from coterie.fitting.costs import stage_plans, wanted_stages
 from coterie.fitting.making import make_allocated, make_uniform
-from coterie.fitting.measuring import evaluate_store, measure_speed, side_by_side, verify_store
-from coterie.fitting.predicting import expected_ratios
+from coterie.fitting.measuring import Journals, evaluate_store, measure_speed, side_by_side, verify_store
+from coterie.fitting.predicting import Made, expected_ratios
 from coterie.fitting.preparing import Prepared
+from coterie.fitting.pruning import make_pruned
 from coterie.fitting.report import (
     Allocated,
     Evaluated,
     Fit,
     ProfileFacts,
+    Pruned,
     Sizing,
     SpeedFacts,
     Uniform,
@@ -88,9 +90,10 @@ def fit(
 ) -> Fit:
     """Makes the best store of a model for a memory budget, measures what it loses, and writes that on a card.
 
-    A profile is recorded, bits are allocated by it, codes are calibrated, the store is verified, and it is evaluated
-    beside a uniform store of the same size, on text that was held out. Until all of that is finished, it is in
-    ``STORE.work`` beside the output; interrupted at any moment, the same call goes on where it was.
+    A profile is recorded, experts are pruned by it if that is asked for, bits are allocated, codes are calibrated, the
+    store is verified, and it is evaluated beside a uniform store of the same size, on text that was held out. Until all
+    of that is finished, it is in ``STORE.work`` beside the output; interrupted at any moment, the same call goes on
+    where it was.
 
     Args:
         model: A checkpoint directory, a Hub id, ``bundled``, or a store with all experts that has lost nothing.
@@ -142,6 +145,7 @@ class _Run:
     def __init__(self, prepared: Prepared, work: WorkFolder, machine: Machine | None, tell: FitCallback) -> None:
         self._prepared = prepared
         self._source = prepared.source
+        self._pruned: Path | None = None
         self._request = prepared.request
         self._work = work
         self._machine = machine
@@ -151,7 +155,7 @@ class _Run:
         self._division = prepared.divide(work.path / TEXTS)
         finished = WorkFolder.finished_in(work.path, prepared.settings)
         sizing = prepared.sizer.choose(bits=self._request.bits, domains=self._request.domains, measure=False)
-        check_disk(work.path, stage_plans(self._source, sizing, self._division.scored, finished))
+        check_disk(work.path, stage_plans(self._source, sizing, prepared.kept, self._division.scored, finished))
 
     @property
     def _store(self) -> Path:
@@ -163,7 +167,13 @@ class _Run:
 
     @property
     def _profile(self) -> str | Path:
+        """What is known of the model as it was."""
         return self._work.path / "profile.db" if self._request.profile is None else self._request.profile
+
+    @property
+    def _deciding(self) -> str | Path:
+        """What bits are allocated by: what is known of the model that the store is made of."""
+        return self._profile if self._pruned is None else self._work.path / "pruned.db"
 
     def finish(self) -> Fit:
         """Does what is left."""
@@ -172,6 +182,12 @@ class _Run:
             profile = self._stage("profile", ProfileFacts, self._record, there=Path(self._profile).exists)
         else:
             profile = self._facts_of_profile(str(request.profile))
+        pruned = None
+        if request.keep is not None:
+            store, before = self._work.path / "pruned", profile
+            pruned = self._stage("prune", Pruned, lambda: self._prune(store, before), there=lambda: is_store(store))
+            self._source, self._pruned = self._source.pruned(store), store
+            profile = self._stage("profile-pruned", ProfileFacts, self._record, there=Path(self._deciding).exists)
         sizing = self._stage("plan", Sizing, self._plan)
         made = self._stage("store", Allocated, lambda: self._make(sizing), there=lambda: is_store(self._store))
         verified = self._stage("verify", Verified, lambda: verify_store(self._source, self._store, self._bytes))
@@ -190,7 +206,7 @@ class _Run:
         verdict = verdict_of(evaluated)
         found = Fit(
             model=self._prepared.name,
-            revision=self._source.origin.model.revision,
+            revision=self._prepared.source.origin.model.revision,
             store=self._prepared.root.name,
             settings=self._prepared.settings,
             memory=request.memory_nbytes,
@@ -198,6 +214,7 @@ class _Run:
             domains=request.domains,
             sizing=sizing,
             profile=profile,
+            pruned=pruned,
             made=made,
             uniform=uniform,
             verified=verified,
@@ -205,7 +222,7 @@ class _Run:
             speed=speed,
             speed_note=note,
             verdict=verdict,
-            advice=advice(self._prepared, verdict, made, uniform),
+            advice=advice(self._prepared, verdict, uniform),
             commands=commands(self._prepared, made),
             versions={name: version(name) for name in ("coterie", "torch", "transformers")},
         )
@@ -225,10 +242,11 @@ class _Run:
 
     def _record(self) -> ProfileFacts:
         request, material = self._request, self._division.decides
+        is_made_here = self._pruned is not None  # a store of what is wanted, and nothing else
         opening = Opening(
             memory=request.work_nbytes,
-            component=request.component,
-            revision=request.revision,
+            component=None if is_made_here else request.component,
+            revision=None if is_made_here else request.revision,
             offline=request.offline,
             threads=request.threads,
         )
@@ -241,13 +259,13 @@ class _Run:
             self._tell(self._at("recording", done, total, "tokens"))
 
         with self._reading(opening) as model:
-            survey(model, self._profile, material, progress=tell)
+            survey(model, self._deciding, material, progress=tell)
         return self._facts_of_profile(None)
 
     @contextmanager
     def _reading(self, opening: Opening) -> Iterator[OpenModel | RemoteModel]:
         """The model that is run over the material: here, or by the workers of a cluster."""
-        path, ray = str(self._prepared.model), self._request.ray
+        path, ray = str(self._source.model), self._request.ray
         if ray is not None:
             yield RemoteModel(path=path, opening=opening, address=ray)
             return
@@ -258,7 +276,7 @@ class _Run:
             opened.runtime.close()
 
     def _facts_of_profile(self, named: str | None) -> ProfileFacts:
-        usage = Usage.open(self._profile, self._source.origin.identity)
+        usage = Usage.open(self._deciding, self._source.origin.identity)
         tokens: dict[str, int] = {}
         for row, group in enumerate(usage.groups):
             count = max((int(table.tokens[row]) for table in usage.banks.values()), default=0)
@@ -271,10 +289,14 @@ class _Run:
         return self._prepared.sizer.choose(
             bits=request.bits,
             domains=request.domains,
-            profile=self._profile,
+            profile=self._deciding,
+            pruned=self._pruned,
             machine=self._machine,
             measure=request.measure,
         )
+
+    def _prune(self, store: Path, profile: ProfileFacts) -> Pruned:
+        return make_pruned(self._source, store, self._profile, profile, self._bytes)
 
     def _calibration(self) -> Calibration:
         request = self._request
@@ -290,7 +312,7 @@ class _Run:
         allocation = Allocation(
             bits=sizing.bits,
             expert_bytes=sizing.expert_bytes,
-            profile=self._profile,
+            profile=self._deciding,
             domains=request.domains,
             modalities=request.modalities,
         )
@@ -301,7 +323,7 @@ class _Run:
 
     def _evaluate(self, made: Allocated, uniform: Uniform | None) -> Evaluated:
         texts, path = self._division.scored, self._work.path
-        journals = path / "store.windows.jsonl", path / "uniform.windows.jsonl"
+        journals = Journals.in_folder(path)
 
         def evaluation(store: Path, journal: Path, what: str, *, partial: bool) -> Any:
             def tell(found: EvaluationProgress) -> None:
@@ -317,12 +339,20 @@ class _Run:
                 progress=tell,
             )
 
-        found = evaluation(self._store, journals[0], "the store", partial=bool(made.allocation.facts.left_out))
+        found = evaluation(self._store, journals.store, "the store", partial=bool(made.allocation.facts.left_out))
         other, expected = None, {}
         if uniform is not None:
-            expected = expected_ratios(self._source.origin, self._profile, self._store, self._uniform, texts)
-            other = evaluation(self._uniform, journals[1], "the uniform store", partial=False)
-        return side_by_side(self._request, texts, found, other, journals, expected)
+            whole = self._source.base or self._source
+            expected = expected_ratios(
+                Made(store=self._store, origin=self._source.origin, profile=self._deciding),
+                Made(store=self._uniform, origin=whole.origin, profile=self._profile),
+                texts,
+            )
+            other = evaluation(self._uniform, journals.uniform, "the uniform store", partial=False)
+        pruned = None
+        if self._pruned is not None:
+            pruned = evaluation(self._pruned, journals.pruned, "the pruned model", partial=False)
+        return side_by_side(self._request, texts, found, other, journals, expected, pruned)
 
     def _measure(self, made: Allocated) -> SpeedFacts:
         return measure_speed(
@@ -337,7 +367,7 @@ class _Run:
 
     def _hand_over(self, found: Fit) -> None:
         """Puts the card into the store, and the store into its place."""
-        origin = self._source.origin
+        origin = self._prepared.source.origin
         card = side_files(origin.directory).get(CARD)
         original = None if card is None else card.read_text(encoding="utf-8", errors="replace")
         hub_id = origin.model.name if origin.model.revision is not None else None

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import floor
 from pathlib import Path
 
 from coterie.errors import MemoryBudgetError, UsageError
+from coterie.fitting.pruning import KeptShares
 from coterie.fitting.report import Aim, Candidate, Sizing
 from coterie.inspection.what_fits import process_nbytes
 from coterie.planner import Forecast, HitRates, Machine, measure_machine
@@ -56,6 +58,7 @@ class Sizer:
         dense_scheme: How linear layers outside experts will be stored, of a checkpoint.
         revision: Of a Hub repository.
         offline: Use only what is on this machine.
+        kept: What will be left of its experts; default: all.
     """
 
     def __init__(
@@ -68,8 +71,10 @@ class Sizer:
         dense_scheme: str | None = None,
         revision: str | None = None,
         offline: bool = False,
+        kept: KeptShares | None = None,
     ) -> None:
         self._memory = memory
+        self._kept = kept or KeptShares(components={})
         self._native = open_asked(model, component=component, revision=revision, offline=offline)
         self._asked = self._native
         if self._native.checkpoint is not None:
@@ -83,7 +88,7 @@ class Sizer:
             )
         self.context = context or self._native.contents.context
         self._process = process_nbytes()
-        self._base = self._forecast(self._asked)
+        self._base = self._pruned(self._forecast(self._asked))
         if self._native.checkpoint is None:
             # Its experts will be in schemes, which take buffers to be computed with.
             footprint = self._base.subject.footprint
@@ -124,6 +129,7 @@ class Sizer:
         bits: float | None,
         domains: Sequence[str],
         profile: str | Path | None = None,
+        pruned: Path | None = None,
         machine: Machine | None = None,
         measure: bool = True,
         tell: Tell | None = None,
@@ -134,6 +140,7 @@ class Sizer:
             bits: What somebody asks for; None to choose.
             domains: Those that the store is for; empty for all.
             profile: What hits are forecast by, if speed decides; else dimensions alone.
+            pruned: The pruned store that the profile is of; None if it is of the model.
             machine: What was measured of the machine; None to measure this one, if speed decides.
             measure: Whether to measure where no machine is given.
             tell: Called with a line about what is being done.
@@ -147,13 +154,9 @@ class Sizer:
         if bits is not None:
             self._check_fewer(bits)
             return self._asked_for(bits)
-        native = self._forecast(self._native).fit(self._memory)
-        if native.expert_nbytes >= self._native.contents.footprint.experts:
-            raise UsageError(
-                f"{self._native.name} fits in {format_bytes(self._memory)} as it is: nothing would be gained by fewer "
-                "bits.",
-                advice="Use it as it is; or say how small it is to be: --bits.",
-            )
+        native = self._pruned(self._forecast(self._native))
+        if native.fit(self._memory).expert_nbytes >= native.subject.footprint.experts:
+            self._refuse_what_fits()
         room = max(0, fit.expert_nbytes - fit.expert_nbytes // _SLACK)
         most = min(self._bits_of(room), self._native_bits)
         least = LEAST_BITS_FOR_DOMAINS if domains else LEAST_BITS
@@ -162,14 +165,26 @@ class Sizer:
                 f"All experts stay in memory: {format_bytes(room)} are left for them, about {most:.2f} bits per weight."
             )
             return self._sizing("memory", most, room, 1.0, reason, expert_bytes=room)
-        return self._by_speed(least, most, domains, profile, machine, measure, tell)
+        hit_rates = None if profile is None else self._profiled(profile, domains, pruned)
+        return self._by_speed(least, most, hit_rates, machine, measure, tell)
+
+    def _refuse_what_fits(self) -> None:
+        whole, fits = self._forecast(self._native), f"fits in {format_bytes(self._memory)} as it is"
+        if whole.fit(self._memory).expert_nbytes >= whole.subject.footprint.experts:
+            raise UsageError(
+                f"{self._native.name} {fits}: nothing would be gained by fewer bits.",
+                advice="Use it as it is; or say how small it is to be: --bits.",
+            )
+        raise UsageError(
+            f"What is left of {self._native.name} {fits}: nothing would be gained by fewer bits.",
+            advice="Keep more experts; or prune it alone (coterie prune); or say how small it is to be: --bits.",
+        )
 
     def _by_speed(
         self,
         least: float,
         most: float,
-        domains: Sequence[str],
-        profile: str | Path | None,
+        hit_rates: HitRates | None,
         machine: Machine | None,
         measure: bool,
         tell: Tell | None,
@@ -181,8 +196,8 @@ class Sizer:
                 self.place, record=int(self._base.subject.record), precisions=precisions, tell=tell
             )
         forecast = replace(self._base, machine=machine)
-        if profile is not None:
-            forecast = replace(forecast, hit_rates=self._profiled(profile, domains))
+        if hit_rates is not None:
+            forecast = replace(forecast, hit_rates=hit_rates)
         candidates = []
         for bits in (one for one in STEP_BITS if one >= least):
             there = replace(forecast, subject=self._scaled(bits))
@@ -205,10 +220,18 @@ class Sizer:
                 f"With {chosen.bits:g} bits {chosen.share:.0%} of them fit, and {chosen.tokens_per_second:.1f} tokens "
                 f"per second are expected; the highest speed is {fastest:.1f}."
             )
+        why += self._pruning_would_do(most / least)
         room = self._base.fit(self._memory).expert_nbytes
         return self._sizing(
             "speed", chosen.bits, room, chosen.share, why, bits=chosen.bits, candidates=tuple(candidates)
         )
+
+    def _pruning_would_do(self, share: float) -> str:
+        """With how many experts all would stay in memory with the fewest bits; nothing where pruning is no way."""
+        subject, kept = self._base.subject, floor(100 * share)
+        if self._kept.components or kept / 100 * subject.experts < subject.top_k:
+            return ""
+        return f" With --keep {kept}%, which prunes the others, all that are left would stay in memory."
 
     def _asked_for(self, bits: float) -> Sizing:
         self._check_runs(bits)
@@ -251,8 +274,8 @@ class Sizer:
         expert_bytes: int | None = None,
         candidates: tuple[Candidate, ...] = (),
     ) -> Sizing:
-        contents = self._asked.contents
-        experts = expert_bytes or int(about * contents.footprint.experts / self._base.subject.bits)
+        contents, subject = self._asked.contents, self._base.subject
+        experts = expert_bytes or int(about * subject.footprint.experts / subject.bits)
         return Sizing(
             aim=aim,
             bits=bits,
@@ -267,7 +290,7 @@ class Sizer:
 
     def _bits_of(self, nbytes: int) -> float:
         """Bits per weight if the records of all experts take so many bytes."""
-        return self._base.subject.bits * nbytes / max(1, self._asked.contents.footprint.experts)
+        return self._base.subject.bits * nbytes / max(1, self._base.subject.footprint.experts)
 
     @property
     def _native_bits(self) -> float:
@@ -276,11 +299,18 @@ class Sizer:
     def _scaled(self, bits: float) -> Subject:
         return self._base.subject.with_experts_scaled(bits / self._base.subject.bits)
 
-    def _profiled(self, profile: str | Path, domains: Sequence[str]) -> HitRates:
+    def _profiled(self, profile: str | Path, domains: Sequence[str], pruned: Path | None) -> HitRates:
+        asked = self._native if pruned is None else open_asked(pruned)
         try:
-            return by_profile(self._native, profile, domains, self._base.subject, DEFAULT_POLICY)
+            return by_profile(asked, profile, domains, self._base.subject, DEFAULT_POLICY)
         except UsageError:
             return self._base.hit_rates  # it knows too little of some domain, which says nothing about memory
+
+    def _pruned(self, forecast: Forecast) -> Forecast:
+        """The same with the experts that are left."""
+        share = self._kept.components.get(forecast.subject.component, 1.0)
+        subject = forecast.subject.with_experts_kept(share, self._kept.every)
+        return replace(forecast, subject=subject, hit_rates=without_text(subject, DEFAULT_POLICY))
 
     def _forecast(self, asked: Asked) -> Forecast:
         subject = Subject.of(asked.contents)

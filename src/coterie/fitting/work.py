@@ -30,11 +30,13 @@ FACTS_LIMITS = JsonLimits(nbytes=64 << 20, values=4_000_000)
 
 ARTIFACTS: Mapping[str, tuple[str, ...]] = {
     "profile": ("profile.db", "profile.db-wal", "profile.db-shm"),
+    "prune": ("pruned",),
+    "profile-pruned": ("pruned.db", "pruned.db-wal", "pruned.db-shm"),
     "plan": (),
     "store": ("store",),
     "verify": (),
     "uniform": ("uniform",),
-    "evaluate": ("logits", "store.windows.jsonl", "uniform.windows.jsonl"),
+    "evaluate": ("logits", "store.windows.jsonl", "uniform.windows.jsonl", "pruned.windows.jsonl"),
     "speed": (),
 }
 """Stage → what it makes in the directory, in the order of the stages."""
@@ -43,6 +45,8 @@ TEXTS = "texts"
 
 DEPENDS: Mapping[str, tuple[str, ...]] = {
     "profile": ("model", "component", "profile", "calibration", "calibration tokens", "texts apart"),
+    "prune": ("pruning",),
+    "profile-pruned": (),
     "plan": ("memory", "context", "bits", "domains", "dense scheme", "speed"),
     "store": ("modalities",),
     "verify": (),

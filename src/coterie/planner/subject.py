@@ -107,6 +107,26 @@ class Subject:
             records=[int(record * factor) for record in self.records],
         )
 
+    def with_experts_kept(self, share: float, of_all: float) -> Subject:
+        """The same model with fewer experts, of which a token asks for as many as before.
+
+        Args:
+            share: Share of the experts of this part that stay.
+            of_all: Share of the bytes of the experts of all parts that stay.
+        """
+        footprint = self.footprint
+        return replace(
+            self,
+            experts=self.experts * share,
+            expert_nbytes=int(self.expert_nbytes * share),
+            footprint=replace(
+                footprint,
+                experts=int(footprint.experts * of_all),
+                all_experts=int(footprint.all_experts * of_all),
+            ),
+            records=self.records[: round(len(self.records) * of_all)],
+        )
+
 
 def _top_k(bank: BankFacts) -> int:
     return bank.top_k or bank.experts

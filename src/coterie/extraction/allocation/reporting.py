@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from coterie.extraction.allocation.allocation import Choice, ComponentChoices, MatrixLevels
 from coterie.extraction.allocation.choosing import ABSENCE, Level
 from coterie.extraction.allocation.levels import Measured
-from coterie.extraction.quantising import SchemedExperts, matrix_names
+from coterie.extraction.quantising import SchemedExperts, matrix_names, stored_matrix
 from coterie.origins import Origin
+from coterie.quant import Scheme
 from coterie.spec import BankKey, ExpertKey
 from coterie.spec.encodings import USUAL_SCHEMES, record_scheme
 
@@ -143,3 +144,10 @@ def matrix_weights(origin: Origin, bank: BankKey) -> int:
     """Weights of the matrices of one expert."""
     own = origin.model.banks[bank].bank
     return sum(math.prod(own.parameters[name]) for name in matrix_names(own))
+
+
+def matrix_nbytes(origin: Origin, bank: BankKey, scheme: Scheme) -> int:
+    """Bytes of the matrices of one expert in a scheme, scales included."""
+    own = origin.model.banks[bank].bank
+    shapes = (stored_matrix(own, name, scheme).rows_and_columns for name in matrix_names(own))
+    return sum(scheme.form.nbytes(*shape) for shape in shapes)
