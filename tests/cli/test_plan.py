@@ -69,3 +69,17 @@ def test_json(coterie) -> None:
     assert found["schema_version"] == 1
     assert found["budgets"][0]["memory"]["enough"]
     assert found["machine"]["bus"] == 30e9
+
+
+def test_a_probe_is_a_text_or_a_file(coterie, tmp_path) -> None:
+    text = "The river was high, and nobody crossed it before the evening. " * 3
+    (tmp_path / "text.txt").write_text(text)
+    asked = ("plan", "bundled", "--memory", "4GiB", "--context", "256", "--quick", "--json", "--probe")
+    as_text, in_a_file = (json.loads(coterie(*asked, given).out) for given in (text, str(tmp_path / "text.txt")))
+    assert as_text["budgets"][0]["hit_rate"]["grade"] == "probe"
+    assert as_text["budgets"][0]["hit_rate"] == in_a_file["budgets"][0]["hit_rate"]
+    outcome = coterie(*asked, "no.txt")
+    assert outcome.code == 1
+    assert "There is no file no.txt. Check the path; or give the text itself, in quotes." in " ".join(
+        outcome.err.split()
+    )

@@ -13,7 +13,7 @@ import pytest
 
 from coterie.errors import InputError
 from coterie.files import text as module
-from coterie.files.text import decode_text, read_prompt, read_prompt_from_stdin, read_text, text_parts
+from coterie.files.text import decode_text, prompt_or_file, read_prompt, read_prompt_from_stdin, read_text, text_parts
 
 MARK = b"\xef\xbb\xbf"
 
@@ -141,3 +141,25 @@ def test_the_locale_does_not_matter(path: Path, locale: str) -> None:
     command = [sys.executable, "-c", code, str(path)]
     run = subprocess.run(command, input=path.read_bytes(), env=environment, capture_output=True, check=True)
     assert run.stdout.decode().strip() == ascii(["größe"] * 3)
+
+
+def test_a_prompt_is_given_as_it_is_or_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("letter.txt").write_text("From the file.\n")
+    Path("two words").write_text("From the other.")
+    for given, text in (
+        ("letter.txt", "From the file."),
+        (str(tmp_path / "letter.txt"), "From the file."),
+        ("two words", "From the other."),
+        ("Dear reader, a/b is 3.5", "Dear reader, a/b is 3.5"),
+        ("亲爱的读者。", "亲爱的读者。"),
+        ("word\r\nword\n", "word\nword"),
+        ("long " * 5000, "long " * 5000),
+        ("", ""),
+    ):
+        assert prompt_or_file(given) == text
+    for given in ("lettre.txt", "letters/first", "C:\\letters", "/letter", "lettre.md"):
+        with pytest.raises(InputError, match=r"There is no file .*or give the text itself"):
+            prompt_or_file(given)
+    with pytest.raises(InputError, match="directory"):
+        prompt_or_file(str(tmp_path))

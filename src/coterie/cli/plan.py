@@ -23,7 +23,7 @@ from coterie.cli.options import (
     known_dense_scheme,
     known_scheme,
 )
-from coterie.files.text import read_prompt
+from coterie.files.text import prompt_or_file
 from coterie.spec import DEFAULT_POLICY, parse_bytes
 from coterie.spec.defaults import PLANNED_ANSWER_TOKENS, PLANNED_PROMPT_TOKENS
 from coterie.spec.scheme_names import with_group
@@ -97,16 +97,13 @@ def command(
         typer.Option("--answer-tokens", min=1, metavar="N", help="Tokens of the answer; 270 are about 200 words."),
     ] = PLANNED_ANSWER_TOKENS,
     probe: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--probe",
-            exists=True,
-            dir_okay=False,
-            readable=True,
-            metavar="FILE",
+            metavar="TEXT|FILE",
             show_default=False,
-            help="A UTF-8 text of yours. Its first 128 tokens go through the model, which has to be on this machine, "
-            "and their routing is replayed for every budget.",
+            help="A text of yours, or a UTF-8 file that it is in. Its first 128 tokens go through the model, which has to "
+            "be on this machine, and their routing is replayed for every budget.",
         ),
     ] = None,
     profile: ProfileOption = None,
@@ -140,6 +137,7 @@ def command(
     for budget in memory or ():
         parse_bytes(budget, what="memory")  # told before torch is imported, as the next
     check_policy(eviction, profile=profile is not None)
+    text = None if probe is None else prompt_or_file(probe)
     with notes().status("starting") as status, quiet_terminal():
         from coterie.cli.plan_pages import print_plan
         from coterie.planner import plan
@@ -156,7 +154,7 @@ def command(
             eviction=eviction,
             prompt_tokens=prompt_tokens,
             answer_tokens=answer_tokens,
-            probe=None if probe is None else read_prompt(probe),
+            probe=text,
             profile=profile,
             domains=listed(domains),
             measure=not quick,

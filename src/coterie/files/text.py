@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import errno
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ PART_CHARACTERS = 1 << 18
 """Characters of a part of a long text: enough that its ends do not matter, little enough to be tokenised at once."""
 
 _PIECE = 1 << 20
+_PATH_LIKE = re.compile(r"\S*[/\\]\S*|\S*\.[A-Za-z0-9]{1,5}")
 _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -72,6 +74,34 @@ def check_text(path: str | Path) -> None:
 def read_prompt(path: str | Path) -> str:
     """A prompt in a UTF-8 file: its lines end in a newline alone, and the end of the last one is no part of it."""
     return _as_prompt(read_text(path))
+
+
+def prompt_or_file(given: str) -> str:
+    """A prompt that is given as it is, or as the name of the file that it is in.
+
+    What names something that is there is a file. What has no space in it, and a slash, a backslash or an ending such as
+    ``.txt``, was meant to be one.
+
+    Args:
+        given: The prompt, or a path.
+
+    Raises:
+        InputError: If it looks like the path of a file that is not there, or is that of something that cannot be read.
+    """
+    path = Path(given)
+    try:
+        is_there = bool(given.strip()) and path.exists()
+    except (OSError, ValueError):  # too long for a name, or with what no name has
+        is_there = False
+    if is_there:
+        return read_prompt(path)
+    if _PATH_LIKE.fullmatch(given):
+        raise InputError(
+            f"There is no file {given}.",
+            advice="Check the path; or give the text itself, in quotes.",
+            path=given,
+        )
+    return _as_prompt(given)
 
 
 def read_prompt_from_stdin() -> str:
