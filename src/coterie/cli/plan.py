@@ -102,8 +102,8 @@ def command(
             "--probe",
             metavar="TEXT|FILE",
             show_default=False,
-            help="A text of yours, or a UTF-8 file that it is in. Its first 128 tokens go through the model, which has to "
-            "be on this machine, and their routing is replayed for every budget.",
+            help="A text of yours, or a UTF-8 file that it is in. Its first 128 tokens go through the model, which has "
+            "to be on this machine, and their routing is replayed for every budget.",
         ),
     ] = None,
     profile: ProfileOption = None,
