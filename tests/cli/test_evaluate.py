@@ -180,3 +180,19 @@ def test_a_text_that_the_store_was_calibrated_on_is_told(coterie, readable: Path
     assert "other.txt: the store" not in said
     shown = json.loads(coterie("evaluate", store, "-t", str(met), "-t", str(other), "--json").out)
     assert shown["calibrated_on"] == [1.0, 0.0]
+
+
+def test_sounds_and_pictures_are_rows_beside_texts(coterie, tmp_path: Path) -> None:
+    data = Path(__file__).parents[1] / "data"
+    usual = ("evaluate", "bundled", "--speech", str(data / "dog.wav"), "--images", f"shoes={data / 'sandal.png'}")
+    outcome = coterie(*usual)
+    assert outcome.code == 2
+    assert "--speech and --images are compared by what the full model says of them" in " ".join(outcome.err.split())
+    asked = ("--against", "bundled", "--experts-per-token", "2", "--answer-tokens", "3", "--expert-memory", "100%")
+    found = tmp_path / "found.json"
+    outcome = coterie(*usual, *asked, "--output", str(found))
+    assert outcome.code == 0, outcome.err
+    for row in json.loads(found.read_text())["media"]:
+        shown = [line for line in outcome.out.splitlines() if line.startswith(row["name"])]
+        assert any(f"{row['comparison']['kld']['value']:.5f}" in line for line in shown)
+    assert "speech, images of shoes: of the full model's answers, which both predicted" in outcome.out

@@ -48,6 +48,7 @@ def test_a_store_is_made_measured_and_described(coterie, model, texts) -> None:
     assert coterie("verify", "s", "--against", model).code == 0
 
 
+@pytest.mark.slow
 def test_a_model_is_pruned_first_where_that_is_asked_for(coterie, model, texts) -> None:
     usual = ("fit", model, "-o", "s", "--memory", "8GiB", "--bits", "3.2", "--limit", "60", "--no-speed", *texts)
     pruned = (*usual, "--no-compare", "--keep", "75%", "--by", "ean")

@@ -100,6 +100,7 @@ def test_the_store_is_verified_against_the_model_with_all_experts(pruned) -> Non
     assert verify(pruned.store, against=pruned.model).ok
 
 
+@pytest.mark.slow
 def test_other_experts_are_another_request_that_keeps_the_profile(pruned, tmp_path: Path, monkeypatch) -> None:
     def stop(progress) -> None:
         if progress.stage == "plan":
@@ -120,6 +121,7 @@ def test_other_experts_are_another_request_that_keeps_the_profile(pruned, tmp_pa
     assert "what each adds in all (EAN), the experts of all layers ranked together" in card
 
 
+@pytest.mark.slow
 def test_a_profile_that_is_given_prunes_and_what_is_left_is_recorded(pruned, tmp_path: Path) -> None:
     request = dataclasses.replace(
         pruned.request, profile=pruned.work / "profile.db", keep=6, domains=("code",), compare=False

@@ -75,7 +75,7 @@ def test_text_that_is_scored_and_calibrated_on(refused, material) -> None:
 def test_a_domain_that_is_asked_for_and_cannot_be_scored(refused, material, tmp_path_factory) -> None:
     folder = tmp_path_factory.mktemp("single")
     single = gather("text", "single", text(folder, "single", documents=1))
-    refused(UsageError, "no text to score of single", material=(*material, *single), domains=("single",))
+    refused(UsageError, "nothing to score of single", material=(*material, *single), domains=("single",))
 
 
 def test_questions_that_are_none(refused, tmp_path_factory) -> None:

@@ -19,6 +19,7 @@ from coterie.cli.estimates import calibrated_on, value_and_interval, value_and_r
 from coterie.cli.evaluation_options import ContextOption, LimitOption, ReferenceOption, StrideOption
 from coterie.cli.files import write_text_file
 from coterie.cli.generation_options import AdaptExpertsOption, QuietOption, check_adaptation
+from coterie.cli.material import gather_material
 from coterie.cli.opening import import_engine, opens_model, quiet_terminal
 from coterie.cli.ray_messages import without_ray_messages
 from coterie.cluster.spreading import check_spreading
@@ -108,8 +109,22 @@ def command(
             min=1,
             metavar="TOKENS",
             show_default=False,
-            help="The most tokens of an answer to such a question. Default: 32.",
+            help="The most tokens of an answer to such a question, or to a sound or picture. Default: 32.",
         ),
+    ] = None,
+    speech: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--speech",
+            metavar="[DOMAIN=]PATH",
+            show_default=False,
+            help="With --against: sound files, a directory or a pattern. The full model answers each, and both predict "
+            "its answer. May be given several times.",
+        ),
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option("--images", metavar="[DOMAIN=]PATH", show_default=False, help="Pictures, likewise."),
     ] = None,
     *,
     opening: Opening,
@@ -166,13 +181,23 @@ def command(
         check_writable(output)
     if resume is not None:
         check_writable(resume, appended=True)
-    if not text and not exact_match:
-        raise UsageError("There is nothing to evaluate with.", advice="Add --text FILE or --exact-match FILE.")
+    if (speech or images) and against is None:
+        raise UsageError(
+            "--speech and --images are compared by what the full model says of them, and none is named.",
+            advice="Add --against.",
+        )
+    if not text and not exact_match and not speech and not images:
+        raise UsageError(
+            "There is nothing to evaluate with.",
+            advice="Add --text FILE, --exact-match FILE, or --speech or --images with --against.",
+        )
     for path in (*(text or ()), *(exact_match or ())):
         check_text(path)
+    material = gather_material(None, speech, images, option="--text") if speech or images else []
     import_engine(quiet=quiet or as_json)
     from coterie.evaluate.asked import Asked
     from coterie.evaluate.running import evaluate_opening
+    from coterie.survey.answering import media_files
 
     with (
         quiet_terminal(quiet=quiet),
@@ -194,6 +219,7 @@ def command(
                 prompt_tokens=prompt_tokens,
                 exact_match=tuple(exact_match or ()),
                 answer_tokens=answer_tokens,
+                media=media_files(material),
             ),
             adapt_experts=adapt_experts,
             journal=resume,
@@ -215,9 +241,10 @@ def _write(path: Path, evaluation: Evaluation) -> None:
 def _print(evaluation: Evaluation) -> None:
     rows = [*evaluation.texts]
     total = evaluation.total
-    if total is not None:
-        if len(rows) > 1:
-            rows.append(total)
+    if total is not None and len(rows) > 1:
+        rows.append(total)
+    rows += evaluation.media
+    if rows:
         if evaluation.against is None:
             _print_perplexities(rows)
         else:
@@ -240,7 +267,10 @@ def _print(evaluation: Evaluation) -> None:
         print_continuations(evaluation.continuations)
     if evaluation.exact_match:
         print_exact_match(evaluation.exact_match)
-    if any(row.blocks < 2 for row in rows):
+    if evaluation.media:
+        names = ", ".join(row.name for row in evaluation.media)
+        out.print(f"{names}: of the full model's answers, which both predicted")
+    if any(row.blocks < 2 for row in rows if row not in evaluation.media):
         print_note(
             "A text of less than two windows gives no confidence interval: use more text, or a smaller --context."
         )

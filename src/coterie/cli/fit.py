@@ -314,6 +314,8 @@ def _print_plan(plan: FitPlan) -> None:
     print_table(table)
     out.print()
     out.print(f"Scored: {', '.join(f'{name} ({format_bytes(size)})' for name, size in plan.scored.items())}.")
+    if plan.scored_media:
+        out.print(f"Answered: {', '.join(f'{name} ({count})' for name, count in plan.scored_media.items())}.")
     if plan.not_scored:
         print_note(f"No text to score of: {', '.join(plan.not_scored)}. Add --text DOMAIN=PATH.")
     out.print(f"Unfinished work is kept in {plan.work}.")

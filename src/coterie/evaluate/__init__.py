@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Likeness,
         ModelFacts,
     )
+    from coterie.evaluate.media import MediaFile
     from coterie.evaluate.quality import Comparison, Quality, measure
     from coterie.evaluate.reads import Reads
     from coterie.evaluate.running import evaluate
@@ -38,6 +39,7 @@ _HOMES = {
     "EvaluationProgress": "coterie.evaluate.evaluation",
     "ExactMatch": "coterie.evaluate.evaluation",
     "Likeness": "coterie.evaluate.evaluation",
+    "MediaFile": "coterie.evaluate.media",
     "ModelFacts": "coterie.evaluate.evaluation",
     "Quality": "coterie.evaluate.quality",
     "Reads": "coterie.evaluate.reads",
@@ -68,6 +70,7 @@ __all__ = [
     "EvaluationProgress",
     "ExactMatch",
     "Likeness",
+    "MediaFile",
     "ModelFacts",
     "Quality",
     "Reads",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from coterie.errors import UsageError
 from coterie.evaluate.continuations import DEFAULT_NEW_TOKENS, DEFAULT_PROMPT_TOKENS, text_metrics
 from coterie.evaluate.greedy import Prompt, cut_prompts
+from coterie.evaluate.media import MediaFile, Medium, read_media
 from coterie.evaluate.questions import DEFAULT_ANSWER_TOKENS, Question, read_questions
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Asked:
         prompt_tokens: Tokens of each; None for the default.
         exact_match: Files of questions.
         answer_tokens: The most tokens of an answer; None for the default.
+        media: Sounds and pictures that are answered.
     """
 
     continuations: int | None = None
@@ -36,6 +38,7 @@ class Asked:
     prompt_tokens: int | None = None
     exact_match: tuple[str | Path, ...] = ()
     answer_tokens: int | None = None
+    media: tuple[MediaFile, ...] = ()
 
     def check(self, *, texts: bool, compared: bool) -> None:
         """Finds what cannot be, before anything is read.
@@ -52,9 +55,15 @@ class Asked:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}.", got=value)
-        if self.answer_tokens is not None and not self.exact_match:
+        if self.answer_tokens is not None and not self.exact_match and not self.media:
             raise UsageError(
-                "answer_tokens is about questions, and there are none.", advice="Name a file: exact_match."
+                "answer_tokens is about questions, sounds and pictures, and there are none.",
+                advice="Name a file: exact_match.",
+            )
+        if self.media and not compared:
+            raise UsageError(
+                "Sounds and pictures are compared by what the full model says of them, and none is named.",
+                advice="Name it: against.",
             )
         if self.continuations is None:
             for name in ("continuation_tokens", "prompt_tokens"):
@@ -83,6 +92,17 @@ class Asked:
         if count is None:
             return []
         return [prompt for text in texts for prompt in cut_prompts(text, count, tokens=tokens, new_tokens=new_tokens)]
+
+    def answered(self, processors: Processors) -> list[list[Medium]]:
+        """The sounds and pictures, by kind and domain.
+
+        Args:
+            processors: Those of the model.
+
+        Raises:
+            InputError: If a file cannot be used.
+        """
+        return read_media(self.media, processors, new_tokens=self.answer_tokens or DEFAULT_ANSWER_TOKENS)
 
     def questions(self, processors: Processors) -> list[Question]:
         """The questions of all files.

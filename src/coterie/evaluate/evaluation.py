@@ -178,6 +178,7 @@ class Evaluation:
         total: Those of all together; None if there are no texts.
         continuations: What greedy decoding of both models shows, or None.
         exact_match: The answers to the questions of each file.
+        media: The figures of the sounds and of the pictures of each domain: of the full model's answers to them.
     """
 
     schema_version: int = EVALUATION_SCHEMA_VERSION
@@ -198,6 +199,7 @@ class Evaluation:
     total: Quality | None
     continuations: Continuations | None = None
     exact_match: tuple[ExactMatch, ...] = ()
+    media: tuple[Quality, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. What is infinite is the text ``"inf"`` (or ``"-inf"``), since JSON has no such number."""

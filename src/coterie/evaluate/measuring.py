@@ -10,6 +10,7 @@ from coterie.cluster.workers import never
 from coterie.evaluate.evaluation import EvaluationProgress, ProgressCallback
 from coterie.evaluate.examining import Examination
 from coterie.evaluate.journal import Continued, Finished, Journal, Key
+from coterie.evaluate.media import MediumTask
 from coterie.evaluate.reads import Reads
 from coterie.evaluate.reference import Reference
 from coterie.evaluate.scores import TokenScores
@@ -23,7 +24,7 @@ class Run:
     Args:
         subject: The model.
         full: What it is compared with, or None.
-        windows: The windows of all texts, in order.
+        windows: The windows of all texts, in order, and after them sounds and pictures.
         prompts: What is continued after them.
         inputs: Input tokens of a window at most.
         length: Tokens of any sequence at most: of a window, or of a prompt with its continuation.
@@ -37,7 +38,7 @@ class Run:
         self,
         subject: Subject,
         full: Subject | None,
-        windows: Sequence[WindowTask],
+        windows: Sequence[WindowTask | MediumTask],
         prompts: Sequence[PromptTask],
         *,
         inputs: int,
@@ -107,14 +108,14 @@ class Run:
                 task.keep(kept, found)
                 tell(task.tokens)
 
-    def scores(self) -> list[TokenScores]:
-        """Those of each text."""
+    def scores(self) -> dict[int, list[TokenScores]]:
+        """Those of each window of each text, and of each sound or picture of each domain, by number."""
         found: dict[int, list[TokenScores]] = {}
         for task in self._windows:
             finished = self._done[task.key]
             assert isinstance(finished, Finished), "a window has scores"
             found.setdefault(task.key[0], []).append(finished.scores)
-        return [TokenScores.join(scores) for scores in found.values()]
+        return found
 
     def continuations(self) -> list[Continued]:
         """What each prompt was continued with."""

@@ -17,7 +17,7 @@ from coterie.errors import UsageError
 from coterie.evaluate.confidence import Estimate, block_starts, mean_estimate
 from coterie.evaluate.journal import read_windows
 
-_SAME = ("against", "texts", "context", "stride", "component")
+_SAME = ("against", "texts", "media", "context", "stride", "component")
 """Of two evaluations, what has to be equal for their tokens to be the same."""
 
 
@@ -73,6 +73,7 @@ class PairedScores:
                 advice="Evaluate both with the same texts and settings.",
             )
         self._stride = int(header["stride"])
+        self._texts = len(header["texts"])
         self._one = _klds({key: found.kld for key, found in scores.items()}, one)
         self._other = _klds({key: found.kld for key, found in other_scores.items()}, other)
 
@@ -81,12 +82,15 @@ class PairedScores:
 
         Args:
             name: What to call them.
-            texts: Their numbers, in the order in which they were evaluated.
+            texts: Their numbers, in the order in which they were evaluated; the sounds and pictures of a domain follow
+                the texts, and count as one.
         """
         starts, ones, others = [], [], []
         for text in texts:
             windows = self._one[text]
-            starts.append(block_starts([len(window) for window in windows], self._stride))
+            # Sounds and pictures are independent of each other.
+            context = self._stride if text < self._texts else 1
+            starts.append(block_starts([len(window) for window in windows], context))
             ones.append(np.concatenate(windows))
             others.append(np.concatenate(self._other[text]))
         kld, other_kld = (mean_estimate(values, starts).within(0.0) for values in (ones, others))

@@ -21,9 +21,11 @@ from coterie.evaluate.greedy import Prompt, Prompted
 from coterie.evaluate.headers import versions
 from coterie.evaluate.journal import Continued, Journal
 from coterie.evaluate.measuring import Run
+from coterie.evaluate.media import MediaFile, MediumTask
 from coterie.evaluate.planning import check_length, input_tokens, steps, tokenise
-from coterie.evaluate.quality import measure
+from coterie.evaluate.quality import Quality, measure
 from coterie.evaluate.reference import Reference
+from coterie.evaluate.scores import TokenScores
 from coterie.evaluate.subject import Subject
 from coterie.evaluate.tasks import PromptTask, WindowTask
 from coterie.evaluate.texts import Text
@@ -47,6 +49,7 @@ def evaluate(
     prompt_tokens: int | None = None,
     exact_match: Sequence[str | Path] = (),
     answer_tokens: int | None = None,
+    media: Sequence[MediaFile] = (),
     memory: str | int | None = None,
     expert_memory: str | int | None = None,
     component: str | None = None,
@@ -73,7 +76,7 @@ def evaluate(
 
     Args:
         model: A store, a checkpoint directory, a Hub id, or ``"bundled"``. Of a whole omni model its thinker is used.
-        texts: UTF-8 files. There may be none if there are questions.
+        texts: UTF-8 files. There may be none if there are questions, sounds or pictures.
         against: The model to compare with: usually a lossless store or checkpoint of the same one, with all experts.
         reference: A directory that keeps the logits of ``against``, compressed without loss. What is not there is
             computed, by that model alone; then ``model`` is compared with what was kept. So both may take the whole
@@ -91,6 +94,8 @@ def evaluate(
             ``{"audio": "bird.wav", "text": "bird"}``, with ``image`` or ``prompt`` instead or beside. Both models
             answer greedily.
         answer_tokens: The most tokens of an answer; default: 32.
+        media: Sounds and pictures. ``against`` answers each greedily, without a
+            question, and both models then predict its answer. So the divergence is that of what is said about them.
         memory: Ceiling for the whole process, both models and their logits together.
         expert_memory: Size of each model's arena of experts, as for :func:`coterie.load`.
         component: As for :func:`coterie.load`, for both.
@@ -150,6 +155,7 @@ def evaluate(
             prompt_tokens=prompt_tokens,
             exact_match=tuple(exact_match),
             answer_tokens=answer_tokens,
+            media=tuple(media),
         ),
         adapt_experts=adapt_experts,
         journal=journal,
@@ -232,33 +238,43 @@ def evaluate_opening(
         for t, (text, plan) in enumerate(zip(tokenised, plans, strict=True))
         for w, window in enumerate(plan)
     ]
+    media = asked.answered(subject.processors)
+    answered = [
+        MediumTask(key=(len(tokenised) + d, m), medium=medium, subject=subject, full_subject=full)
+        for d, domain in enumerate(media)
+        for m, medium in enumerate(domain)
+        if full is not None
+    ]
     prompts = asked.prompts(tokenised)
     questions = asked.questions(subject.processors) if asked.exact_match else []
     prompted: list[Prompted] = [*prompts, *questions]
-    check_length(subject, full, prompted)
-    longest = inputs if windows else 0
+    followed = [*prompted, *(task.medium for task in answered)]
+    check_length(subject, full, followed)
+    longest = max([inputs if windows else 0, *(task.medium.length for task in answered)])
     with ExitStack() as stack:
         record = None
         if journal is not None:
-            header = _header(subject, full, tokenised, inputs, step)
+            header = _header(subject, full, tokenised, inputs, step) | _of_media(answered)
             record = stack.enter_context(Journal(journal, header))
         kept = None
         if reference is not None and full is not None:
-            kept = Reference(reference, _reference_header(full, tokenised, inputs, step, in_steps=subject.in_order))
+            of_full = _reference_header(full, tokenised, inputs, step, in_steps=subject.in_order)
+            kept = Reference(reference, of_full | _of_media(answered))
         run = Run(
             subject,
             full,
-            windows,
+            [*windows, *answered],
             [PromptTask(prompt=prompt, subject=subject, full_subject=full) for prompt in prompted],
             inputs=longest,
-            length=max([longest, *(prompt.length for prompt in prompted)]),
+            length=max([longest, *(one.length for one in followed)]),
             journal=record,
             kept=kept,
             ray=ray,
             progress=progress,
         )
         run.finish()
-    scores, said, (reads, full_reads) = run.scores(), run.continuations(), run.reads()
+    found, said, (reads, full_reads) = run.scores(), run.continuations(), run.reads()
+    scores = [TokenScores.join(found[t]) for t in range(len(tokenised))]
     starts = [block_starts([window.tokens for window in plan], room) for plan in plans]
     return Evaluation(
         model=subject.facts,
@@ -278,6 +294,7 @@ def evaluate_opening(
         ),
         total=measure("all", scores, starts) if windows else None,
         continuations=_compared(subject, prompts, said[: len(prompts)]) if prompts else None,
+        media=tuple(_answers(domain[0].file.name, found[len(tokenised) + d]) for d, domain in enumerate(media)),
         exact_match=match(subject.tokenizer, questions, said[len(prompts) :], compared=full is not None),
     )
 
@@ -305,11 +322,21 @@ def check_cluster(opening: Opening, *, in_steps: bool) -> None:
 def _check_material(texts: Sequence[str | Path], asked: Asked, of_texts: Mapping[str, int | None]) -> None:
     if texts:
         return
-    if not asked.exact_match:
+    if not asked.exact_match and not asked.media:
         raise UsageError("There is no text to evaluate with.", advice="Name one or more UTF-8 files, or questions.")
     said = [name for name, value in of_texts.items() if value is not None]
     if said:
         raise UsageError(f"{said[0]} is about texts, and there is none.", advice="Name one or more UTF-8 files.")
+
+
+def _answers(name: str, scores: Sequence[TokenScores]) -> Quality:
+    """The figures of sounds or pictures, which are independent of each other."""
+    return measure(name, [TokenScores.join(scores)], [block_starts([len(one.loss) for one in scores], 1)])
+
+
+def _of_media(tasks: Sequence[MediumTask]) -> dict[str, Any]:
+    """What a header says of sounds and pictures; nothing where there are none."""
+    return {"media": [[*task.key, task.medium.digest] for task in tasks]} if tasks else {}
 
 
 def _compared(subject: Subject, prompts: Sequence[Prompt], said: Sequence[Continued]) -> Continuations:

@@ -201,6 +201,13 @@ def _losses(fit: Fit) -> Iterator[str]:
             ]
         rows.append(cells)
     yield from _table(headings, rows)
+    media = [row.domain for row in fit.evaluated.figures if row.kind != "text"]
+    if media:
+        yield ""
+        yield (
+            f"{_and(media)}: of sounds and pictures that were not calibrated on. The full model answered each, and the "
+            "divergence is that of the predictions of its answer. *all* is of all texts."
+        )
     if fit.pruned is not None:
         yield ""
         yield (
@@ -214,7 +221,8 @@ def _losses(fit: Fit) -> Iterator[str]:
         bits = f"{fit.uniform.store.bits:.2f} bits per weight"
         yield f"Uniform{of}, {same}: {fit.uniform.name}; {bits}, calibrated alike."
     if fit.domains:
-        others = [row.domain for row in fit.evaluated.figures if row.domain not in (*fit.domains, "all")]
+        apart = (*fit.domains, "all", fit.evaluated.decisive)
+        others = [row.domain for row in fit.evaluated.figures if row.domain not in apart]
         if others:
             yield ""
             yield f"The store was made for {_and(fit.domains)}. What the others lose is the price of that."
@@ -245,10 +253,15 @@ def _answers(fit: Fit) -> Iterator[str]:
                 ]
             )
         yield from _table(("questions", "number", "store", "full model", "uniform"), rows)
-    lacking = sorted({name.split(" of ")[0] for name in fit.profile.tokens} - {"text"})
+    scored = {"speech": "audio", "images": "image"}
+    measured = {"text", *(scored.get(row.kind, "text") for row in fit.evaluated.figures)}
+    lacking = sorted({name.split(" of ")[0] for name in fit.profile.tokens} - measured)
     if lacking and not found:
         yield ""
-        yield f"Not measured: {', '.join(lacking)}. `--exact-match` takes questions about sounds and pictures."
+        yield (
+            f"Not measured: {', '.join(lacking)}. `--speech` and `--images` take several sounds and pictures, of which "
+            "some are held out; `--exact-match` takes questions about them."
+        )
 
 
 def _costs(fit: Fit) -> Iterator[str]:

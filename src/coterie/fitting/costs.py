@@ -70,7 +70,8 @@ class FitPlan:
         context: Tokens that it provides for.
         sizing: How large experts would be, and why.
         scored: Domain → bytes of the text that would be scored.
-        not_scored: Domains of which there is none.
+        scored_media: Sounds and pictures of a domain → how many there are to score.
+        not_scored: Domains of which there is no text to score.
         stages: In order.
     """
 
@@ -82,6 +83,7 @@ class FitPlan:
     context: int
     sizing: Sizing
     scored: Mapping[str, int]
+    scored_media: Mapping[str, int]
     not_scored: tuple[str, ...]
     stages: tuple[StagePlan, ...]
 

@@ -28,12 +28,14 @@ class Division:
     Attributes:
         decides: What the profile is recorded and codes are calibrated on: one text of each domain, sounds, pictures.
         scored: Domain → a text of other documents.
+        media: Sounds and pictures that are scored: others than those that decide.
         lacking: Domains of which there is no text to score.
         held_out: Whether what is scored was held out of the same files; if not, it came separately.
     """
 
     decides: tuple[Material, ...]
     scored: dict[str, Path]
+    media: tuple[Material, ...]
     lacking: tuple[str, ...]
     held_out: bool
 
@@ -43,11 +45,12 @@ def divide(material: Sequence[Material], texts: Sequence[Material], folder: Path
 
     Documents are what blank lines separate. Unless there are other texts to score, a document's SHA-256 says what it is
     for, so the same text has the same division everywhere: every fourth is scored, and at least one of a domain that
-    has several. A document that occurs in several files is on one side only.
+    has several. A document that occurs in several files is on one side only. Sounds and pictures are divided likewise,
+    file by file.
 
     Args:
         material: Texts, sounds and pictures to decide by.
-        texts: Texts to score. If there are any, nothing is held out of ``material``.
+        texts: Texts to score. If there are any, no text is held out of ``material``.
         folder: Where the texts go; made anew.
         tokens: That are wanted of all domains together. A domain of which there is far more text is cut, evenly from
             all its files.
@@ -57,7 +60,7 @@ def divide(material: Sequence[Material], texts: Sequence[Material], folder: Path
         InputError: If a file cannot be used.
         OutputError: If a text cannot be written.
     """
-    media = [one for one in material if one.kind != "text"]
+    media, answered = _split_media([one for one in material if one.kind != "text"])
     domains = dict.fromkeys(one.domain for one in material if one.kind == "text")
     most = _BYTES_PER_TOKEN * max(1, tokens // max(1, len({one.domain for one in material})))
     decides: list[Material] = []
@@ -79,13 +82,36 @@ def divide(material: Sequence[Material], texts: Sequence[Material], folder: Path
             "No text can be held out to measure the result with: each domain is one document.",
             advice="Give other texts to score: --text DOMAIN=PATH. Documents are what blank lines separate.",
         )
-    return Division(decides=(*decides, *media), scored=scored, lacking=tuple(lacking), held_out=not texts)
+    return Division(
+        decides=(*decides, *media),
+        scored=scored,
+        media=tuple(answered),
+        lacking=tuple(lacking),
+        held_out=not texts,
+    )
 
 
 def digest(path: Path) -> str:
     """Hex digits that differ if the content of a file does."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _split_media(files: Sequence[Material]) -> tuple[list[Material], list[Material]]:
+    """The sounds and pictures that decide, and those that are scored, in an order that their content gives."""
+    kept: list[Material] = []
+    held: list[Material] = []
+    for kind in dict.fromkeys((one.kind, one.domain) for one in files):
+        own = sorted((digest(one.path), str(one.path), one) for one in files if (one.kind, one.domain) == kind)
+        scored = {name for name, _, _ in own if int(name[:8], 16) % _EVERY == 0}
+        names = list(dict.fromkeys(name for name, _, _ in own))
+        if len(names) == 1:
+            scored = set()
+        elif len(scored) in (0, len(names)):
+            scored ^= {names[0]}
+        kept += [one for name, _, one in own if name not in scored]
+        held += [one for name, _, one in own if name in scored]
+    return kept, held
 
 
 def _split(files: Sequence[Material], most: int) -> tuple[list[str], list[str]]:

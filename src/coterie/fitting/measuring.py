@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from coterie.errors import MemoryBudgetError, StoreError
 from coterie.evaluate import Evaluation, Quality, evaluate
 from coterie.evaluate.evaluation import ProgressCallback
 from coterie.evaluate.paired import PairedScores
+from coterie.evaluate.questions import DEFAULT_ANSWER_TOKENS
 from coterie.extraction import ProgressCallback as BytesCallback
 from coterie.fitting.making import Source
+from coterie.fitting.predicting import Scored
 from coterie.fitting.report import DomainFigures, Evaluated, SpeedFacts, Verified
 from coterie.fitting.request import FitRequest
 from coterie.generation.opened import OpenModel
@@ -21,6 +24,8 @@ from coterie.planner import Machine, plan
 from coterie.spec import format_bytes
 from coterie.spec.defaults import Missing
 from coterie.spec.opening import Opening
+from coterie.survey import Material
+from coterie.survey.answering import media_files, media_name
 
 ALL = "all"
 _PROMPT_TOKENS, _NEW_TOKENS = 64, 32
@@ -84,18 +89,20 @@ def evaluate_store(
     source: Source,
     store: Path,
     texts: Mapping[str, Path],
+    media: Sequence[Material],
     *,
     missing: Missing | None,
     kept: Path,
     journal: Path,
     progress: ProgressCallback | None,
 ) -> Evaluation:
-    """Evaluates a store on texts and questions beside the full model, whose logits are kept.
+    """Evaluates a store on texts, sounds, pictures and questions beside the full model, whose logits are kept.
 
     Args:
         source: What it was made of.
         store: The store.
         texts: Domain → text.
+        media: Sounds and pictures.
         missing: What is done about experts that were left out.
         kept: Where the full model's logits are kept.
         journal: Where the scores of finished windows are.
@@ -109,6 +116,7 @@ def evaluate_store(
         reference=kept,
         limit=request.limit,
         exact_match=request.exact_match,
+        media=media_files(_as_many(media, request.limit)),
         memory=request.work_nbytes,
         component=request.component,
         missing=missing,
@@ -123,9 +131,32 @@ def evaluate_store(
     return replace(found, texts=tuple(named))
 
 
+def _as_many(media: Sequence[Material], limit: int) -> Iterator[Material]:
+    """As many sounds and pictures of each domain as have so many tokens in their answers, at most."""
+    counts: Counter[str] = Counter()
+    for one in media:
+        name = media_name(one)
+        counts[name] += 1
+        if counts[name] <= max(1, limit // DEFAULT_ANSWER_TOKENS):
+            yield one
+
+
+def scored_in_order(texts: Mapping[str, Path], media: Sequence[Material]) -> list[Scored]:
+    """What is scored, in the order in which it is evaluated.
+
+    Args:
+        texts: Domain → text.
+        media: Sounds and pictures.
+    """
+    found = [Scored(name=domain, domain=domain, kind="text") for domain in texts]
+    there = {media_name(one): one for one in reversed(media)}
+    names = dict.fromkeys(media_name(one) for one in media)
+    return [*found, *(Scored(name=name, domain=there[name].domain, kind=there[name].kind) for name in names)]
+
+
 def side_by_side(
     request: FitRequest,
-    texts: Mapping[str, Path],
+    scored: Sequence[Scored],
     found: Evaluation,
     uniform: Evaluation | None,
     journals: Journals,
@@ -136,19 +167,19 @@ def side_by_side(
 
     Args:
         request: What was asked for.
-        texts: Domain → text, as they were evaluated.
+        scored: What was evaluated, in order, texts first.
         found: The store's evaluation.
         uniform: The uniform store's; None if there is none.
         journals: The journals of these evaluations.
-        expected: Domain → how much farther from the full model than the uniform store it should be: of a pruned model,
+        expected: Name → how much farther from the full model than the uniform store it should be: of a pruned model,
             what having fewer bits adds, as a share of that.
         pruned: The evaluation of the pruned model before its experts had fewer bits; None if nothing was pruned.
     """
-    domains = list(texts)
+    texts = [number for number, one in enumerate(scored) if one.kind == "text"]
     paired = None if uniform is None else PairedScores(journals.store, journals.uniform)
     alone = None if pruned is None else PairedScores(journals.store, journals.pruned)
-    asked = [number for number, domain in enumerate(domains) if domain in request.domains]
-    named = " and ".join(domains[number] for number in asked)
+    asked = [number for number, one in enumerate(scored) if one.domain in request.domains]
+    named = " and ".join(scored[number].name for number in asked)
 
     def figures(name: str, numbers: list[int], quality: Quality | None) -> DomainFigures:
         beside = None if paired is None else paired.compare(name, numbers)
@@ -158,28 +189,39 @@ def side_by_side(
             kld = beside.kld
         return DomainFigures(
             domain=name,
-            tokens=quality.tokens if quality is not None else sum(found.texts[number].tokens for number in numbers),
+            kind=scored[numbers[0]].kind,
+            tokens=quality.tokens if quality is not None else sum(_all(found)[number].tokens for number in numbers),
             kld=kld,
             same_top=None if quality is None or quality.comparison is None else quality.comparison.same_top,
-            predicted=None if uniform is None else _predicted(uniform, expected, domains, numbers, pruned),
+            predicted=None if uniform is None else _predicted(uniform, expected, scored, numbers, pruned),
             uniform=None if beside is None else beside.other_kld,
             beside=beside,
             pruned=None if alone is None else alone.compare(name, numbers).other_kld,
         )
 
-    rows = [figures(domain, [number], found.texts[number]) for number, domain in enumerate(domains)]
-    if 1 < len(asked) < len(domains) and paired is not None:
+    rows = [
+        figures(one.name, [number], quality)
+        for number, (one, quality) in enumerate(zip(scored, _all(found), strict=True))
+    ]
+    if len(asked) > 1 and asked != texts and paired is not None:
         rows.append(figures(named, asked, None))
-    if len(domains) > 1:
-        rows.append(figures(ALL, list(range(len(domains))), found.total))
-    decisive = rows[-1].domain if not asked or len(asked) == len(domains) or paired is None else named
+    whole = scored[texts[0]].name
+    if len(texts) > 1:
+        rows.append(figures(ALL, texts, found.total))
+        whole = ALL
+    decisive = whole if not asked or asked == texts or paired is None else named
     return Evaluated(evaluation=found, uniform=uniform, figures=tuple(rows), decisive=decisive, pruned=pruned)
+
+
+def _all(evaluation: Evaluation) -> tuple[Quality, ...]:
+    """The figures of each text, and of the sounds and pictures of each domain."""
+    return (*evaluation.texts, *evaluation.media)
 
 
 def _predicted(
     uniform: Evaluation,
     expected: Mapping[str, float],
-    domains: Sequence[str],
+    scored: Sequence[Scored],
     numbers: Sequence[int],
     pruned: Evaluation | None,
 ) -> float | None:
@@ -189,11 +231,11 @@ def _predicted(
     """
     total = tokens = 0.0
     for number in numbers:
-        text, ratio = uniform.texts[number], expected.get(domains[number])
+        text, ratio = _all(uniform)[number], expected.get(scored[number].name)
         if text.comparison is None or ratio is None:
             return None
         total += text.tokens * ratio * text.comparison.kld.value
-        if pruned is not None and (alone := pruned.texts[number].comparison) is not None:
+        if pruned is not None and (alone := _all(pruned)[number].comparison) is not None:
             total += text.tokens * alone.kld.value
         tokens += text.tokens
     return total / tokens

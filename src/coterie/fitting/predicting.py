@@ -14,6 +14,7 @@ from coterie.profiles.usage import Floats
 from coterie.spec import BankKey, ExpertKey
 from coterie.spec.encodings import SCHEME_FORMATS, schemes_named
 from coterie.store.manifest import PARTS_OF_ONE
+from coterie.survey import MaterialKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,28 +32,47 @@ class Made:
     profile: str | Path
 
 
-def expected_ratios(made: Made, uniform: Made, domains: Iterable[str]) -> dict[str, float]:
-    """How much farther than a uniform store a store should be from the full model, on text of each domain.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What is scored together.
+
+    Attributes:
+        name: What results call it.
+        domain: Its domain in the profile.
+        kind: Texts, sounds or pictures.
+    """
+
+    name: str
+    domain: str
+    kind: MaterialKind
+
+
+_MODALITY_OF: Mapping[MaterialKind, str] = {"text": "text", "speech": "audio", "images": "image"}
+
+
+def expected_ratios(made: Made, uniform: Made, scored: Iterable[Scored]) -> dict[str, float]:
+    """How much farther than a uniform store a store should be from the full model, on each domain.
 
     Every expert is off by a share of what it computes, which calibration has measured. The sum of these, each times the
-    expert's share of its layer's energy on text of the domain, is what the domain's tokens notice. A small divergence
+    expert's share of its layer's energy on tokens of the domain, is what these notice. Of sounds and pictures those are
+    the tokens that they are made into. A small divergence
     grows with the square of what outputs are off by, and these are squares: the ratio of the sums is that of the
     divergences. A store of a pruned model is off by that from the pruned model.
 
     Args:
         made: The store.
         uniform: The uniform one.
-        domains: Names of domains.
+        scored: What is scored.
 
     Returns:
-        Domain → the ratio. Domains whose text the profile does not know are left out.
+        Name → the ratio. What the profile does not know is left out.
     """
     ours, theirs = _Noticed(made), _Noticed(uniform)
     found: dict[str, float] = {}
-    for domain in domains:
-        own, other = ours.by(domain), theirs.by(domain)
+    for one in scored:
+        own, other = ours.by(one), theirs.by(one)
         if own is not None and other:
-            found[domain] = own / other
+            found[one.name] = own / other
     return found
 
 
@@ -64,9 +84,9 @@ class _Noticed:
         self._usage = Usage.open(made.profile, made.origin.identity)
         self._errors = errors_of(made.store)
 
-    def by(self, domain: str) -> float | None:
-        """What those of a domain notice; None if nothing was recorded of its text."""
-        weights = _energies(self._usage, self._origin, domain)
+    def by(self, scored: Scored) -> float | None:
+        """What those of a domain notice; None if nothing was recorded of it."""
+        weights = _energies(self._usage, self._origin, scored)
         return _sum(weights, self._errors) if weights else None
 
 
@@ -96,14 +116,15 @@ def errors_of(store: Path) -> dict[ExpertKey, float]:
     return found
 
 
-def _energies(usage: Usage, origin: Origin, domain: str) -> Mapping[BankKey, Floats]:
-    """[E] of each bank: the experts' shares of its energy on text of a domain; no bank that is not for text."""
-    rows = [row for row, group in enumerate(usage.groups) if (group.modality, group.domain) == ("text", domain)]
+def _energies(usage: Usage, origin: Origin, scored: Scored) -> Mapping[BankKey, Floats]:
+    """[E] of each bank: the experts' shares of its energy on tokens of a domain; no bank that is not for these."""
+    modality, domain = _MODALITY_OF[scored.kind], scored.domain
+    rows = [row for row, group in enumerate(usage.groups) if (group.modality, group.domain) == (modality, domain)]
     tables = {bank: usage.banks[bank] for bank in origin.model.banks if bank in usage.banks}
     banks = [bank for bank, table in tables.items() if table.reap_counts[rows].any()]
     if not banks:
         return {}
-    return error_weights(usage, banks, {}, domains=(domain,), modalities=("text",)).weights
+    return error_weights(usage, banks, {}, domains=(domain,), modalities=(modality,)).weights
 
 
 def _sum(weights: Mapping[BankKey, Floats], errors: Mapping[ExpertKey, float]) -> float:

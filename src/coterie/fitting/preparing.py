@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from coterie.errors import StoreError, UsageError
@@ -21,6 +22,7 @@ from coterie.fitting.work import FACTS_LIMITS, WorkFolder, work_path
 from coterie.planner import Machine
 from coterie.store import is_store
 from coterie.store.names import FIT_FACTS
+from coterie.survey.answering import media_name
 
 
 def plan_fit(model: str | Path, store: str | Path, request: FitRequest, *, machine: Machine | None = None) -> FitPlan:
@@ -44,6 +46,7 @@ def plan_fit(model: str | Path, store: str | Path, request: FitRequest, *, machi
         context=prepared.sizer.context,
         sizing=sizing,
         scored=scored,
+        scored_media=dict(Counter(media_name(one) for one in division.media)),
         not_scored=division.lacking,
         stages=tuple(stages),
     )
@@ -123,11 +126,12 @@ class Prepared:
         """
         request = self.request
         found = divide(request.material, request.texts, folder, tokens=request.calibration_tokens)
-        unscored = [domain for domain in request.domains if domain not in found.scored]
+        domains = {*found.scored, *(one.domain for one in found.media)}
+        unscored = [domain for domain in request.domains if domain not in domains]
         if unscored:
             raise UsageError(
-                f"There is no text to score of {' and '.join(unscored)}, which the store is for.",
-                advice="Add --text DOMAIN=PATH, with documents that are not calibrated on.",
+                f"There is nothing to score of {' and '.join(unscored)}, which the store is for.",
+                advice="Add --text DOMAIN=PATH, with documents that are not calibrated on; or more sounds or pictures.",
                 domains=unscored,
             )
         check_apart(self.source, found)

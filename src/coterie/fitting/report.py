@@ -12,6 +12,7 @@ from coterie.evaluate.paired import Paired
 from coterie.extraction import AllocationReport
 from coterie.files.plain_values import from_plain, to_plain
 from coterie.planner import HitRate, Range
+from coterie.survey import MaterialKind
 
 FIT_SCHEMA_VERSION = 1
 
@@ -212,14 +213,16 @@ class DomainFigures:
     """What a domain loses.
 
     Attributes:
-        domain: Its name, or ``all``, or those that were asked for.
+        domain: Its name, or ``all`` texts, or those that were asked for; of sounds and pictures ``speech`` or
+            ``images``, and of which domain, if that is called otherwise.
+        kind: What was scored: ``text``; or ``speech`` or ``images``, of which it was the full model's answers.
         tokens: Tokens that were predicted.
         kld: Mean KL(full ‖ store) in nats per token, with its interval.
         same_top: Share of tokens for which both find the same one most likely; None of several domains together that
             are not all.
         predicted: The divergence that is expected beside the uniform store's, by what the experts of both are off by
-            and how much the domain uses them; None where nothing is known: of domains whose text the profile does not
-            have, and without a uniform store.
+            and how much the domain uses them; None where nothing is known: of domains that the profile does not have,
+            and without a uniform store.
         uniform: The uniform store's divergence.
         beside: The store beside the uniform one, paired.
         pruned: The divergence of the pruned model before its experts had fewer bits: the price of pruning alone. None
@@ -227,6 +230,7 @@ class DomainFigures:
     """
 
     domain: str
+    kind: MaterialKind = "text"
     tokens: int
     kld: Estimate
     same_top: Estimate | None
@@ -243,7 +247,7 @@ class Evaluated:
     Attributes:
         evaluation: Of the store.
         uniform: Of the uniform store; None if there is none.
-        figures: By domain, then of all, and of those that were asked for if there are several.
+        figures: By domain, then of those that were asked for if there are several, and of all texts.
         decisive: The name in ``figures`` that the verdict goes by.
         pruned: Of the pruned model before its experts had fewer bits; None if nothing was pruned.
     """

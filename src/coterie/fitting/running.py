@@ -22,7 +22,14 @@ from coterie.fitting.checks import check_disk
 from coterie.fitting.commands import advice, commands, verdict_of
 from coterie.fitting.costs import stage_plans, wanted_stages
 from coterie.fitting.making import make_allocated, make_uniform
-from coterie.fitting.measuring import Journals, evaluate_store, measure_speed, side_by_side, verify_store
+from coterie.fitting.measuring import (
+    Journals,
+    evaluate_store,
+    measure_speed,
+    scored_in_order,
+    side_by_side,
+    verify_store,
+)
 from coterie.fitting.predicting import Made, expected_ratios
 from coterie.fitting.preparing import Prepared
 from coterie.fitting.pruning import make_pruned
@@ -322,7 +329,8 @@ class _Run:
         return make_uniform(self._source, self._uniform, made.allocation, self._calibration(), self._bytes)
 
     def _evaluate(self, made: Allocated, uniform: Uniform | None) -> Evaluated:
-        texts, path = self._division.scored, self._work.path
+        texts, media, path = self._division.scored, self._division.media, self._work.path
+        scored = scored_in_order(texts, media)
         journals = Journals.in_folder(path)
 
         def evaluation(store: Path, journal: Path, what: str, *, partial: bool) -> Any:
@@ -333,6 +341,7 @@ class _Run:
                 self._source,
                 store,
                 texts,
+                media,
                 missing="mask" if partial else None,
                 kept=path / "logits",
                 journal=journal,
@@ -346,13 +355,13 @@ class _Run:
             expected = expected_ratios(
                 Made(store=self._store, origin=self._source.origin, profile=self._deciding),
                 Made(store=self._uniform, origin=whole.origin, profile=self._profile),
-                texts,
+                scored,
             )
             other = evaluation(self._uniform, journals.uniform, "the uniform store", partial=False)
         pruned = None
         if self._pruned is not None:
             pruned = evaluation(self._pruned, journals.pruned, "the pruned model", partial=False)
-        return side_by_side(self._request, texts, found, other, journals, expected, pruned)
+        return side_by_side(self._request, scored, found, other, journals, expected, pruned)
 
     def _measure(self, made: Allocated) -> SpeedFacts:
         return measure_speed(
