@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,9 +15,11 @@ from checkpoint.hub import Fault, Repository
 from coterie.errors import PublishError, StoreBusyError, StoreError, UsageError
 from coterie.extraction import quantize
 from coterie.inspection import inspect, verify
+from coterie.origins.side_files import side_files
 from coterie.publishing import publish
-from coterie.store import Store
-from coterie.store.names import JOURNAL
+from coterie.publishing.card import write_card
+from coterie.store import AllocationFacts, Store, refresh_files
+from coterie.store.names import CARD_FOLLOWS, FIT_FACTS, JOURNAL
 from zoo import ZOO, logits
 
 from .conftest import REPO
@@ -278,3 +281,28 @@ def test_the_command(hub, store, capsys):
     assert list(hub.repositories[REPO].messages.values()) == ["Hello"]
     assert main(["publish", str(store), "nobody"]) == 2
     assert "does not say whose repository it is" in capsys.readouterr().err
+
+
+def test_the_card_of_a_fitted_store_stays_until_the_store_grows(hub, store):
+    card = (
+        f"---\nlicense: mit\n---\n\n# In 8 GiB\n\nIts figures.\n\n---\n\n{CARD_FOLLOWS}\n\n# The model\n\nIts text.\n"
+    )
+    (store / "README.md").write_text(card)
+    (store / FIT_FACTS).write_text("{}")
+    refresh_files(store, side_files(store))
+    # What grows has no allocation any more, and so it is as this one, to which nothing was allocated.
+    manifest = Store.open(store).manifest
+    assert manifest.allocation is None
+    allocated = AllocationFacts(criterion="reap", domains=(), tokens_of={}, profile="0" * 32, bits=4000, left_out=0)
+    fitted = dataclasses.replace(manifest, allocation=allocated)
+    written = write_card(fitted, card, REPO, base_model=None, nbytes=1)
+    assert "Its figures." in written
+    assert "# The model" in written
+    report = publish(store, REPO)
+    assert FIT_FACTS not in report.files
+    there = (head(hub) / "README.md").read_text()
+    assert "Its figures." not in there
+    assert "license: mit" in there
+    assert "# The model\n\nIts text." in there
+    assert "| experts |" in there
+    assert verify(REPO).ok

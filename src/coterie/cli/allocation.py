@@ -8,6 +8,7 @@ import typer
 
 from coterie.cli.console import plain_table, print_table, results
 from coterie.cli.listed import listed
+from coterie.cli.options import domains_option
 from coterie.errors import UsageError
 from coterie.spec import format_bytes
 from coterie.spec.encodings import SCHEME_NAMES
@@ -39,12 +40,9 @@ ExpertBytesOption = Annotated[
 
 AllocationDomainsOption = Annotated[
     str | None,
-    typer.Option(
-        "--for",
-        metavar="DOMAINS",
-        show_default=False,
-        help="With --bits or --expert-bytes: bits for what these domains of the profile use, such as code,german. "
-        "Experts that they hardly use are left out.",
+    domains_option(
+        "With --bits or --expert-bytes: bits for what these domains of the profile use, such as code,german. "
+        "Experts that they hardly use are left out."
     ),
 ]
 

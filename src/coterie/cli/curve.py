@@ -96,12 +96,7 @@ def command(
     profile: shared.ProfileOption = None,
     domains: Annotated[
         str | None,
-        typer.Option(
-            "--for",
-            metavar="DOMAINS",
-            show_default=False,
-            help="With --profile: also keep what each of these domains needs, such as code,german.",
-        ),
+        shared.domains_option("With --profile: also keep what each of these domains needs, such as code,german."),
     ] = None,
     experts_per_token: Annotated[
         str | None,
@@ -153,13 +148,7 @@ def command(
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(
-            "--against",
-            metavar="FULL",
-            show_default=False,
-            callback=shared.named_model,
-            help="Compare with this model. Default: MODEL as it is.",
-        ),
+        shared.against_option("Compare with this model. Default: MODEL as it is."),
     ] = None,
     reference: ReferenceOption = None,
     context: ContextOption = None,

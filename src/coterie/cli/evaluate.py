@@ -48,12 +48,8 @@ def command(
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(
-            "--against",
-            metavar="FULL",
-            show_default=False,
-            callback=shared.named_model,
-            help="Compare with this model: the lossless one with all experts. Without it: perplexity alone.",
+        shared.against_option(
+            "Compare with this model: the lossless one with all experts. Without it: perplexity alone."
         ),
     ] = None,
     reference: ReferenceOption = None,

@@ -27,7 +27,7 @@ from coterie.cli.options import (
     ProfileOption,
     RestartOption,
     RevisionOption,
-    known_dense_scheme,
+    dense_scheme_option,
     known_scheme,
     modality_option,
 )
@@ -106,15 +106,11 @@ def command(
     domains: AllocationDomainsOption = None,
     dense_scheme: Annotated[
         str | None,
-        typer.Option(
-            "--dense-scheme",
-            callback=known_dense_scheme,
-            metavar="SCHEMES",
-            show_default=False,
-            help="How linear layers outside experts are stored: one of these schemes for all, or by part, such as "
+        dense_scheme_option(
+            "How linear layers outside experts are stored: one of these schemes for all, or by part, such as "
             f"attention=int8,encoders=native,rest=int4. Parts: {', '.join(SCHEMED_PARTS)} (rounded only if it is "
             "named). Default: as in the store; for a new one native, or, if the model speaks and its experts are "
-            "lossy, int8 for all but encoders.",
+            "lossy, int8 for all but encoders."
         ),
     ] = None,
     revision: RevisionOption = None,

@@ -55,12 +55,9 @@ def command(
     ],
     domains: Annotated[
         str | None,
-        typer.Option(
-            "--for",
-            metavar="DOMAINS",
-            show_default=False,
-            help="Only for these domains of what is recorded, such as code,german. Experts that they hardly use are "
-            "left out, and all else gets worse.",
+        shared.domains_option(
+            "Only for these domains of what is recorded, such as code,german. Experts that they hardly use are "
+            "left out, and all else gets worse."
         ),
     ] = None,
     bits: Annotated[
@@ -75,18 +72,7 @@ def command(
     keep: Annotated[str | None, keep_option("Prune the model first. ")] = None,
     by: FitByOption = None,
     ranking: FitRankingOption = None,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            "--context",
-            "--max-context",
-            min=1,
-            metavar="TOKENS",
-            show_default=False,
-            help="Longest sequence that the memory has to have room for. Default: 4096, or what the model was made "
-            "for if that is less.",
-        ),
-    ] = None,
+    context: shared.PlannedContextOption = None,
     profile: shared.ProfileOption = None,
     calibrate: Annotated[
         list[str] | None,
@@ -102,12 +88,9 @@ def command(
     images: ImageFilesOption = None,
     modality: Annotated[
         list[str] | None,
-        typer.Option(
-            "--modality",
-            metavar="NAME",
-            show_default=False,
-            help="Bits for what this modality uses, such as text, and let others get worse; may be repeated. Default: "
-            "all that the model takes or makes.",
+        shared.modality_option(
+            "Bits for what this modality uses, such as text, and let others get worse. Default: all that the model "
+            "takes or makes."
         ),
     ] = None,
     calibration_tokens: Annotated[
@@ -152,12 +135,8 @@ def command(
     ] = None,
     dense_scheme: Annotated[
         str | None,
-        typer.Option(
-            "--dense-scheme",
-            callback=shared.known_dense_scheme,
-            metavar="SCHEMES",
-            show_default=False,
-            help="For linear layers outside experts, as `coterie extract` has it. Default: as there.",
+        shared.dense_scheme_option(
+            "For linear layers outside experts, as `coterie extract` has it. Default: as there."
         ),
     ] = None,
     compare: Annotated[
@@ -181,13 +160,7 @@ def command(
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(
-            "--against",
-            metavar="FULL",
-            show_default=False,
-            callback=shared.named_model,
-            help="Compare with this model, such as the one that MODEL was pruned of. Default: MODEL.",
-        ),
+        shared.against_option("Compare with this model, such as the one that MODEL was pruned of. Default: MODEL."),
     ] = None,
     component: shared.ComponentOption = None,
     revision: shared.RevisionOption = None,

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coterie.cli.console import facts_table, plain_table, print_json, print_table, results
-from coterie.cli.options import ComponentOption, JsonOption, ModelArgument, OfflineOption, RevisionOption
+from coterie.cli.options import (
+    ComponentOption,
+    JsonOption,
+    ModelArgument,
+    OfflineOption,
+    RevisionOption,
+    dense_scheme_option,
+)
 from coterie.spec import format_bytes
 
 if TYPE_CHECKING:
@@ -31,12 +38,7 @@ def command(
     ] = None,
     dense_scheme: Annotated[
         str | None,
-        typer.Option(
-            "--dense-scheme",
-            metavar="SCHEME|PART=SCHEME,...",
-            show_default=False,
-            help="The same of linear layers outside experts; as `coterie extract` takes it.",
-        ),
+        dense_scheme_option("The same of linear layers outside experts; as `coterie extract` takes it."),
     ] = None,
     revision: RevisionOption = None,
     offline: OfflineOption = False,

@@ -169,6 +169,35 @@ def modality_option(help: str) -> Any:
     return typer.Option("--modality", metavar="NAME", show_default=False, help=f"{help} May be repeated.")
 
 
+def domains_option(help: str) -> Any:
+    """``--for`` of a command that does something for some domains of what was recorded."""
+    return typer.Option("--for", metavar="DOMAINS", show_default=False, help=help)
+
+
+def against_option(help: str) -> Any:
+    """``--against`` of a command that compares a model with the full one."""
+    return typer.Option("--against", metavar="FULL", show_default=False, callback=named_model, help=help)
+
+
+def dense_scheme_option(help: str) -> Any:
+    """``--dense-scheme`` of a command that stores linear layers outside experts, or says what would come of it."""
+    return typer.Option(
+        "--dense-scheme", callback=known_dense_scheme, metavar="SCHEME|PART=SCHEME,...", show_default=False, help=help
+    )
+
+
+PlannedContextOption = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        "--max-context",
+        min=1,
+        metavar="TOKENS",
+        show_default=False,
+        help="Longest sequence to make room for. Default: 4096, or what the model was made for if that is less.",
+    ),
+]
+
 MissingOption = Annotated[
     Missing | None,
     typer.Option(

@@ -17,10 +17,12 @@ from coterie.cli.options import (
     JsonOption,
     ModelArgument,
     OfflineOption,
+    PlannedContextOption,
     ProfiledEvictionOption,
     ProfileOption,
     RevisionOption,
-    known_dense_scheme,
+    dense_scheme_option,
+    domains_option,
     known_scheme,
 )
 from coterie.files.text import prompt_or_file
@@ -44,17 +46,7 @@ def command(
             "machine allows.",
         ),
     ] = None,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            "--context",
-            "--max-context",
-            min=1,
-            metavar="TOKENS",
-            show_default=False,
-            help="Longest sequence to make room for. Default: 4096, or what the model was made for if that is less.",
-        ),
-    ] = None,
+    context: PlannedContextOption = None,
     disk: Annotated[
         Path | None,
         typer.Option(
@@ -79,13 +71,7 @@ def command(
     group: GroupOption = None,
     dense_scheme: Annotated[
         str | None,
-        typer.Option(
-            "--dense-scheme",
-            callback=known_dense_scheme,
-            metavar="SCHEME|PART=SCHEME,...",
-            show_default=False,
-            help="The same of linear layers outside experts; as `coterie extract` takes it.",
-        ),
+        dense_scheme_option("The same of linear layers outside experts; as `coterie extract` takes it."),
     ] = None,
     experts_per_token: ExpertsPerTokenOption = None,
     eviction: ProfiledEvictionOption = DEFAULT_POLICY,
@@ -109,12 +95,9 @@ def command(
     profile: ProfileOption = None,
     domains: Annotated[
         str | None,
-        typer.Option(
-            "--for",
-            metavar="DOMAINS",
-            show_default=False,
-            help="With --profile: forecast hits for these domains of it, such as code,german, and say how much memory "
-            "each needs. Default: all of which enough was recorded.",
+        domains_option(
+            "With --profile: forecast hits for these domains of it, such as code,german, and say how much memory "
+            "each needs. Default: all of which enough was recorded."
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Measure nothing, and say nothing about speed.")] = False,

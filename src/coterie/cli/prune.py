@@ -18,6 +18,7 @@ from coterie.cli.options import (
     ProfileOption,
     RestartOption,
     RevisionOption,
+    domains_option,
     modality_option,
     new_directory,
 )
@@ -43,11 +44,8 @@ def command(
     profile: ProfileOption = None,
     domains: Annotated[
         str | None,
-        typer.Option(
-            "--for",
-            metavar="DOMAINS",
-            show_default=False,
-            help="With --profile: keep what these domains need, such as code,german. Default: all that was recorded.",
+        domains_option(
+            "With --profile: keep what these domains need, such as code,german. Default: all that was recorded."
         ),
     ] = None,
     modality: Annotated[

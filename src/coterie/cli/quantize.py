@@ -22,7 +22,7 @@ from coterie.cli.options import (
     ProfileOption,
     RayOption,
     RestartOption,
-    known_dense_scheme,
+    dense_scheme_option,
     known_scheme,
     modality_option,
 )
@@ -60,13 +60,9 @@ def command(
     domains: AllocationDomainsOption = None,
     dense_scheme: Annotated[
         str | None,
-        typer.Option(
-            "--dense-scheme",
-            callback=known_dense_scheme,
-            metavar="SCHEMES",
-            show_default=False,
-            help="For linear layers outside experts: one of these for all, or by part, as `coterie extract` has it. "
-            "Default: as they are.",
+        dense_scheme_option(
+            "For linear layers outside experts: one of these for all, or by part, as `coterie extract` has it. "
+            "Default: as they are."
         ),
     ] = None,
     calibrate: Annotated[

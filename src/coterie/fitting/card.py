@@ -8,6 +8,7 @@ from coterie.evaluate import Estimate
 from coterie.evaluate.paired import Paired
 from coterie.fitting.report import DomainFigures, Fit, Pruned, TakenOut
 from coterie.spec import format_bytes
+from coterie.store.names import CARD_FOLLOWS
 
 _LEAST_TOKENS = 7_680
 """Fewer that are scored say little about so small differences."""
@@ -30,7 +31,7 @@ def write_card(fit: Fit, original: str | None, *, hub_id: str | None = None) -> 
         metadata = [*_without(metadata, _MADE_OF), f"base_model: {hub_id}", "base_model_relation: quantized"]
     text = "\n".join(_lines(fit)) + "\n"
     if body:
-        text += f"{_RULE}The card of the model that this store was made of follows.\n\n{body}\n"
+        text += f"{_RULE}{CARD_FOLLOWS}\n\n{body}\n"
     return "\n".join(["---", *metadata, "---", "", text]) if metadata else text
 
 

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from coterie.errors import StoreError
 from coterie.spec import format_bytes
 from coterie.store import Manifest
-from coterie.store.names import FIT_FACTS
+from coterie.store.names import CARD_FOLLOWS, FIT_FACTS
 
 _RULE = "\n---\n\n"
 _PACKAGE = "https://pypi.org/project/coterie/"
@@ -23,7 +23,8 @@ def write_card(manifest: Manifest, original: str | None, repo_id: str, *, base_m
     """The card of a store's repository, in Markdown with the Hub's metadata in YAML.
 
     The metadata of the source's card, such as its licence and languages, stay. The card of a store that `coterie fit`
-    made stays, too. That of another store follows what is said of the store.
+    made stays, too. That of another store follows what is said of the store. If a fitted store has grown, its card is
+    about another one: then only that of its source stays.
 
     Args:
         manifest: What the store holds.
@@ -41,13 +42,25 @@ def write_card(manifest: Manifest, original: str | None, repo_id: str, *, base_m
         stated |= {"base_model": base_model, "base_model_relation": "quantized"}
     stated |= {"library_name": "coterie", "tags": _tags(manifest, metadata.get("tags"))}
     head = ModelCardData(**stated).to_yaml()
-    is_fit = any(facts.file == FIT_FACTS for facts in manifest.files)
+    is_fit = is_fitted(manifest)
+    if has_grown(manifest):
+        body = body.partition(CARD_FOLLOWS)[2].strip()
     text = "\n".join(_use(manifest, repo_id))
     if not is_fit:
         text = "\n".join(_about(manifest, repo_id, base_model, nbytes)) + "\n\n" + text
     if body:
         text += f"\n{_RULE}{'' if is_fit else f'{_FOLLOWS}{chr(10)}{chr(10)}'}{body}"
     return f"---\n{head.rstrip()}\n---\n\n{text}\n"
+
+
+def is_fitted(manifest: Manifest) -> bool:
+    """Whether a store is as `coterie fit` made it."""
+    return manifest.allocation is not None and any(facts.file == FIT_FACTS for facts in manifest.files)
+
+
+def has_grown(manifest: Manifest) -> bool:
+    """Whether a fitted store has got experts since, which were not allocated: its card is about another one."""
+    return manifest.allocation is None and any(facts.file == FIT_FACTS for facts in manifest.files)
 
 
 _FOLLOWS = "The card of the model that this store was made from follows."

@@ -18,12 +18,12 @@ from coterie.extraction.progress import Meter, ProgressCallback
 from coterie.files.regular import read_bounded
 from coterie.origins.store_or_checkpoint import find_model
 from coterie.origins.store_place import StorePlace
-from coterie.publishing.card import write_card
+from coterie.publishing.card import has_grown, write_card
 from coterie.publishing.uploading import Upload, Uploader
 from coterie.store import Manifest, side_file_problem, verify_store
 from coterie.store.manifest_file import load_manifest
 from coterie.store.manifest_json import manifest_bytes
-from coterie.store.names import CARD, MANIFEST, MAX_SIDE_FILE_BYTES, is_dense_file, is_segment_file
+from coterie.store.names import CARD, FIT_FACTS, MANIFEST, MAX_SIDE_FILE_BYTES, is_dense_file, is_segment_file
 
 _LARGEST_NBYTES = 50 * 10**9
 """Of one file; larger ones the Hub does not take."""
@@ -109,14 +109,16 @@ def publish(
     root = _local(store)
     manifest = _sound(root, progress)
     base_model = base_model or (manifest.source.name if manifest.source.revision is not None else None)
-    published = replace(manifest, files=tuple(facts for facts in manifest.files if facts.file != CARD))
+    # The figures of a fitted store that has grown since are those of another one.
+    left_out = (CARD, FIT_FACTS) if has_grown(manifest) else (CARD,)
+    published = replace(manifest, files=tuple(facts for facts in manifest.files if facts.file not in left_out))
     files = list(_store_files(root, published))
     card: str | None = None
     if not keep_card:
-        has_card = len(published.files) < len(manifest.files)
+        has_card = any(facts.file == CARD for facts in manifest.files)
         own = read_bounded(root / CARD, MAX_SIDE_FILE_BYTES).decode("utf-8", "replace") if has_card else None
         size = sum(one.nbytes for one in files)
-        card = write_card(published, own, repo_id, base_model=base_model, nbytes=size)
+        card = write_card(manifest, own, repo_id, base_model=base_model, nbytes=size)
         files.append(Upload(name=CARD, content=card.encode(), nbytes=len(card.encode())))
     report = Publication(
         status="planned",

@@ -18,6 +18,9 @@ DENSE_INDEX = "dense.safetensors.index.json"
 
 CARD = "README.md"
 """A model's card. Of a store that was made by `coterie fit`, that card has what follows in words."""
+CARD_FOLLOWS = "The card of the model that this store was made of follows."
+"""What stands in the card of a fitted store before that of its source."""
+
 FIT_FACTS = "coterie-fit.json"
 """What a fit found: what the store was made for, and what it loses. It is about this store, and no other."""
 
