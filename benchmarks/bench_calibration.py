@@ -34,7 +34,7 @@ from coterie.generation.inputs import build_inputs
 from coterie.generation.opened import OpenModel
 from coterie.generation.sampling import Sampling
 from coterie.hf.tokenizer import load_tokenizer
-from coterie.quant import SCHEMES
+from coterie.spec.encodings import USUAL_SCHEMES
 from harness.held_out import ratio
 from harness.options import options
 from harness.report import Report
@@ -78,7 +78,7 @@ def main() -> int:
     """Measures and reports."""
     parser = options(__doc__)
     parser.add_argument("--text", action="append", default=[], metavar="DOMAIN=FILE", help="a further text")
-    parser.add_argument("--scheme", action="append", choices=sorted(SCHEMES), help="default: int4, int3 and int2")
+    parser.add_argument("--scheme", action="append", choices=USUAL_SCHEMES, help="default: int4, int3 and int2")
     parser.add_argument("--memory", default="2GiB", help="budget of the calibration (%(default)s)")
     parser.add_argument("--speech", type=Path, metavar="DIR", help="spoken words with labels.tsv")
     parser.add_argument("--images", type=Path, metavar="DIR", help="pictures with labels.tsv")

@@ -26,6 +26,7 @@ from coterie.inspection import verify
 from coterie.quant import SCHEMES
 from coterie.quant.calibrated import choose_codes
 from coterie.spec import format_bytes, parse_bytes
+from coterie.spec.encodings import USUAL_SCHEMES
 from coterie.store import Store
 from harness.cgroup import CgroupRun, run_in_cgroup, why_unavailable
 from harness.options import options
@@ -67,7 +68,7 @@ def calibrated(checkpoint: Path, store: Path, arguments: Namespace, *command: st
 def main() -> int:
     """Measures and reports."""
     parser = options(__doc__)
-    parser.add_argument("--scheme", choices=sorted(SCHEMES), default="int4", help="of experts (%(default)s)")
+    parser.add_argument("--scheme", choices=USUAL_SCHEMES, default="int4", help="of experts (%(default)s)")
     parser.add_argument("--gigabytes", type=float, help="size of a checkpoint to calibrate; default: none")
     parser.add_argument("--hidden", type=int, default=2048, help="its width (%(default)s)")
     parser.add_argument("--expert-hidden", type=int, default=768, help="that of its experts (%(default)s)")
@@ -84,7 +85,7 @@ def main() -> int:
         ("scheme", *(f"{name}, s" for name in MATRICES), "s per billion weights", "error ÷ rounded to nearest"),
     )
     weights = sum(rows * columns for rows, columns in MATRICES.values())
-    for scheme in [arguments.scheme] if arguments.quick else sorted(SCHEMES, key=lambda name: SCHEMES[name].form.bits):
+    for scheme in [arguments.scheme] if arguments.quick else USUAL_SCHEMES:
         found = [processor_seconds(scheme, rows, columns) for rows, columns in MATRICES.values()]
         per_billion = sum(seconds for seconds, _ in found) / weights * 1e9
         report.values[scheme] = {"seconds_per_billion_weights": per_billion}
