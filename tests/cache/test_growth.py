@@ -354,3 +354,43 @@ def test_nothing_is_found_while_somebody_computes(make, monkeypatch):
         time.sleep(0.1)
         # One piece may have begun while the consumer waited.
         assert touch.touched <= before + SMALL.nbytes
+
+
+def test_a_thread_is_woken_only_if_it_can_find_memory(monkeypatch):
+    monkeypatch.setattr(growth, "finders", lambda: 1)
+    monkeypatch.setattr(growth, "QUIET_S", TEST_PATIENCE_S)
+    quiet, looks = threading.Event(), []
+
+    def is_quiet():
+        if threading.current_thread().name.startswith("coterie-grow"):
+            looks.append(quiet.is_set())
+        return quiet.is_set()
+
+    def notify():
+        with lock:
+            grower.notify()
+
+    state, arena, _ = growth_of(touch=lambda memory: 3 * memory.nbytes / SLOW)
+    state.owe(MIB)
+    lock = threading.RLock()
+    grower = Grower(state, lock, is_quiet=is_quiet, on_grown=lambda: None)
+    try:
+        notify()
+        wait_until(lambda: looks)
+        for _ in range(5):
+            notify()
+        time.sleep(0.05)
+        assert looks == [False]
+        quiet.set()
+        notify()
+        wait_until(lambda: arena.committed == MIB and not state.is_owed)
+        # Now it waits for memory to be owed, whoever computes.
+        quiet.clear()
+        with lock:
+            state.owe(MIB)
+            grower.notify()
+        wait_until(lambda: looks[-1] is False)
+    finally:
+        with lock:
+            grower.close()
+        grower.join()

@@ -125,6 +125,23 @@ def test_demand_goes_first_and_predictions_leave_a_thread_free(make):
     gate.open()
 
 
+def test_reading_threads_are_not_told_of_what_they_cannot_begin(make):
+    gate = Gate(*KEYS[:4])
+    cache = make(8, gate, read_threads=1)
+    predict(cache, KEYS[:3])
+    gate.wait_for(KEYS[0])
+    # One is being read and one is ready: there is no room for a third.
+    wait_until(lambda: cache.snapshot().prepared == 1 and not cache.snapshot().undecided)
+    told = []
+    notify = cache._scheduler._readers.notify
+    cache._scheduler._readers.notify = lambda: (told.append(threading.current_thread().name), notify())
+    predict(cache, KEYS[1:4])
+    assert not [name for name in told if not name.startswith("coterie-read")]
+    gate.open()
+    settle(cache, 4)
+    assert set(gate.arrived) == set(KEYS[:4])
+
+
 def test_a_failed_prefetch_bothers_nobody(make):
     cache = make(4, Failing(ReadError("bad sector"), KEYS[0]))
     predict(cache, KEYS[:1])

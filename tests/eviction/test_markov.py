@@ -289,6 +289,42 @@ def test_the_order_holds_for_a_while_but_what_was_used_meanwhile_stays():
     assert anew[-2:] == [(4, 0), (4, 1)]
 
 
+@pytest.mark.parametrize("spared", [0, 1, 5, 15, 16, 40])
+def test_the_first_of_those_that_may_leave_is_named_however_many_may_not(spared):
+    policy, resident = MarkovPolicy(), set()
+    for _ in range(3):
+        tell(policy, [[(bank, expert) for expert in range(4)] for bank in range(40)], resident)
+    order = policy.victims(160, always)
+    stay = set(order[:spared])
+    assert policy.victims(1, lambda key: key not in stay) == [order[spared]]
+    assert policy.victims(160, always) == order
+
+
+def test_visits_begun_ahead_of_their_turn_are_learned_from_in_the_order_of_the_banks(monkeypatch):
+    """Twelve banks; a cache reads ahead for the next two, so that these are heard of before the present one."""
+    together = []
+
+    def likelihood(turns):
+        policy, resident = MarkovPolicy(), set()
+        for uses in ((0, 1), (0, 2)):
+            tell(policy, [[(bank, expert) for expert in uses] for bank in range(12)], resident)
+        policy.victims(1, always)
+        with monkeypatch.context() as patch:
+            add = VisitHistory._add
+            patch.setattr(VisitHistory, "_add", lambda self, run: (together.append(len(run)), add(self, run)))
+            # The banks in question come last, and another one is present.
+            tell(policy, [[(bank, 0), (bank, 1)] for bank in (*turns, 8)], resident)
+            policy._ranked_at = -math.inf
+            policy.victims(1, always)
+        return policy._history.likelihood[:12, :4].copy()
+
+    in_turn = likelihood([0, 1, 2, 3, 4, 5])
+    assert together == [1, 6]
+    together.clear()
+    np.testing.assert_array_equal(likelihood([2, 0, 1, 4, 3, 5]), in_turn)
+    assert together == [1, 6]
+
+
 def test_what_is_learned_outlives_eviction():
     policy = MarkovPolicy()
     resident = set()

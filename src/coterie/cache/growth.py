@@ -185,6 +185,8 @@ class Grower:
         self._work = threading.Condition(lock)
         self._closed = False
         self._threads: list[threading.Thread] = []
+        # Threads that wait for memory to be owed.
+        self._resting = 0
 
     def notify(self) -> None:
         """Memory may be owed, or a processor idle. Needs the lock."""
@@ -196,7 +198,9 @@ class Grower:
                 ]
                 for thread in self._threads:
                     thread.start()
-            self._work.notify_all()
+            elif self._resting or self._is_quiet():
+                # To wake a thread that has to wait on takes a processor from those who compute.
+                self._work.notify_all()
 
     def close(self) -> None:
         """Ends the threads after the pieces that they are at. Needs the lock."""
@@ -231,7 +235,9 @@ class Grower:
                 slot = self._growth.begin()
                 if slot is not None:
                     return slot
+                self._resting += 1
                 self._work.wait()
+                self._resting -= 1
         return None
 
     def _touch(self, slot: Slot) -> float | None:

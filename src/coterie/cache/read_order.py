@@ -172,6 +172,14 @@ class ReadOrder:
         if self._is_demanded() or (not self._predictions.idle and self._predictions.any_announced):
             self._notify()
 
+    def wake_if_worth_it(self) -> None:
+        """Has a reading thread look, if it would find something to prepare.
+
+        One that finds nothing has taken a processor from those who compute, and whoever ends a read looks by itself.
+        """
+        if self.has_demand():
+            self._notify()
+
     @property
     def is_busy(self) -> bool:
         """Whether something is read, or is to be read, that somebody has asked for."""

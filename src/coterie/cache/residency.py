@@ -195,15 +195,18 @@ class Residency:
 
     def tell_hits(self) -> None:
         """Tells the policy about the hits in the journal, up to what a prompt used; each hit is one step."""
-        journal = self._holds.journal
+        journal, find = self._holds.journal, self.loaded.get
+        aside, colds = self._pinned.aside, self._colds
         while journal and not isinstance(uses := journal[0], PromptUse):
             journal.popleft()
             for entry in uses:
+                key = entry.key
                 # It may have left since: hits are told late, and a hold may have ended in between.
-                if self.loaded.get(entry.key) is entry:
-                    entry.cold = False
-                    if entry.key not in self._pinned.aside:
-                        self.policy.hit(entry.key)
+                if find(key) is entry:
+                    if colds:
+                        entry.cold = False
+                    if not aside or key not in aside:
+                        self.policy.hit(key)
                     if entry.unclaimed:
                         self.note_use(entry)
 

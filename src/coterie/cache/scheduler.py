@@ -198,8 +198,7 @@ class Scheduler:
             self._claims.drop(claim)
             self._waiters.wake_all()
             self._order.wake()
-            if not self._predictions.idle and self._predictions.any_to_read:
-                self._readers.notify()
+            self._order.wake_if_worth_it()
             self._when_read(claim.consumer, partial(self._let_go, claim))
             # Last, so that a release that was interrupted, or failed, is done again when the lease is collected.
             claim.closed = True
@@ -212,8 +211,7 @@ class Scheduler:
             if not self.guard.usable:
                 self.guard.check()
             self._order.ahead.predict(consumer, [key for key in keys if self._residency.has(key)], after=after)
-            if not self._predictions.idle and self._predictions.any_to_read:
-                self._readers.notify()
+            self._order.wake_if_worth_it()
 
     def warm(self, keys: Iterable[ExpertKey], *, share: float, pinned_nbytes: int) -> None:
         """Queues what is worth having; unknown keys are passed over."""
@@ -230,8 +228,7 @@ class Scheduler:
                 nbytes=int(share * residency.capacity),
                 pinned_nbytes=min(pinned_nbytes, residency.pinnable_nbytes),
             )
-            if not self._predictions.idle and self._predictions.any_to_read:
-                self._readers.notify()
+            self._order.wake_if_worth_it()
 
     def keep(self, keys: Iterable[ExpertKey], *, leaving: int) -> None:
         """Queues what is to stay; unknown keys are passed over."""
@@ -243,8 +240,7 @@ class Scheduler:
             self._residency.tell_hits()
             self._kept = [key for key in keys if self._residency.has(key)], leaving
             self._keep(self._residency.capacity)
-            if not self._predictions.idle and self._predictions.any_to_read:
-                self._readers.notify()
+            self._order.wake_if_worth_it()
 
     def _keep(self, capacity: int, *, read: bool = True) -> None:
         """As many are kept as a capacity has room for."""
@@ -391,7 +387,7 @@ class Scheduler:
 
     def _begin_waiting(self, claim: Claim) -> threading.Lock:
         self._claims.begin_waiting(claim)
-        self._readers.notify()
+        self._order.wake_if_worth_it()
         self._notify_grower()
         return self._waiters.join()
 

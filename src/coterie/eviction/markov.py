@@ -17,6 +17,9 @@ _PHASE_DISCOUNT = 0.6
 _BANKS_PER_EVICTION = 4
 _HALF_PASS = 0.5
 """How long an order of leaving holds: until there is an eviction for every four banks, or half a pass is over."""
+_MOST_PASSED = 16
+"""Records that may not leave, as they are held or predicted, before all are put in order, which takes far longer
+than to look for the next one."""
 _INTERLUDE = 2
 """Moves between banks after which a bank's visit still counts as the same: a prefetch for another bank is no visit."""
 
@@ -28,7 +31,8 @@ class MarkovPolicy(Generic[K]):
     set of its keys that one forward pass uses. It learns how likely each expert is to be used at its bank's next visits
     (:class:`~coterie.eviction.visit_history.VisitHistory`): from what was used after those moments in the past whose
     visits, of all banks, were most like the present ones. What is learned about a record outlives its eviction; the
-    policy knows every key that was ever used, of which a model has as many as experts.
+    policy knows every key that was ever used, of which a model has as many as experts. Visits that reading ahead has
+    begun before their turn are learned from in the order of the banks.
 
     Banks are visited in turn, so the experts of the present one are not needed before a whole pass is over, and those
     of the following one at once. The probability is therefore multiplied by 0.6 to the power of the share of a pass
@@ -129,24 +133,37 @@ class MarkovPolicy(Generic[K]):
         if needed_bytes > 0 and self._current is not None:
             # Nearly always the first one that is cold or that the ranking names is enough, and may leave.
             key = next(filter(is_evictable, reversed(self._cold)), None)
-            if key is None and (first := self._first(self._current)) is not None and is_evictable(first):
-                key = first
+            if key is None:
+                key = self._first(self._current, is_evictable)
             if key is not None and self._sizes[key] >= needed_bytes:
                 return [key]
         return take_until(self._order(), self._sizes, needed_bytes, is_evictable)
 
-    def _first(self, current: Visit) -> K | None:
-        """The first to leave, unless it has been used since the ranking was made, as all others have then."""
+    def _first(self, current: Visit, is_evictable: Callable[[K], bool]) -> K | None:
+        """The first to leave of those that may.
+
+        None if it has been used since the ranking was made, as all others have then, or is not among the first few.
+        """
         self._rank_if_due(current)
         ranking, width = self._ranking, self._history.width
-        while True:
+        passed: list[tuple[int, int, np.float32]] = []
+        found: K | None = None
+        while len(passed) < _MOST_PASSED:
             bank, number = divmod(int(ranking.argmin()), width)
-            if ranking[bank, number] == inf:
-                return None
+            product = ranking[bank, number]
+            if product == inf:
+                break
+            ranking[bank, number] = inf
             if self._is_held_back(bank, number):
-                ranking[bank, number] = inf
                 continue
-            return self._keys[bank][number - 1]
+            passed.append((bank, number, product))
+            key = self._keys[bank][number - 1]
+            if is_evictable(key):
+                found = key
+                break
+        for bank, number, product in passed:
+            ranking[bank, number] = product
+        return found
 
     def _order(self) -> Iterator[K]:
         """All that may leave, first one first."""
@@ -200,7 +217,14 @@ class MarkovPolicy(Generic[K]):
     def _learn(self, visits: list[Visit]) -> None:
         for visit in visits:
             del self._open[visit]
-        self._history.learn([visit for visit in visits if visit.has_news])
+        fresh = [visit for visit in visits if visit.has_news]
+        banks = len(self._visits)
+        if 1 < len(fresh) <= banks - 2 * _INTERLUDE:
+            # What was read ahead has begun visits before their turn. In the order of their banks they are learned from
+            # together. The first one may itself have been begun ahead of one or two others.
+            start = fresh[0].bank - _INTERLUDE
+            fresh.sort(key=lambda visit: (visit.bank - start) % banks)
+        self._history.learn(fresh)
 
     def _rank_if_due(self, current: Visit) -> None:
         """Learns from the visits since the last ranking, but for the present one, and makes it anew."""
