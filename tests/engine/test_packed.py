@@ -113,7 +113,7 @@ def test_a_store_has_the_weights_bit_for_bit(case, checkpoints, stores):
     scheme = CASES[case][1]
     bank = BankKey("text", 0, "mlp")
     assert {store.scheme(key) for key in store.keys()} == {scheme}
-    assert store.manifest.version == (1 if scheme == "native" else 2 if scheme == "int4" else 5)
+    assert store.manifest.version == (1 if scheme == "int4" else 5)
     key = bank.expert(3)
     layout = store.layout(key)
     record = memoryview(bytearray(layout.nbytes))
