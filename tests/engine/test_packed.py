@@ -16,7 +16,7 @@ from coterie.extraction import extract
 from coterie.inspection import inspect, verify
 from coterie.integration import quantised
 from coterie.kernels import dense
-from coterie.quant.registry import GROUPED_SCHEMES
+from coterie.quant import SCHEMES
 from coterie.spec import BankKey
 from coterie.store import Store
 from zoo import logits
@@ -32,6 +32,7 @@ CASES = {
     "gptq-asym": (Packed(kind="gptq_v2", symmetric=False, group=64), "int4-zp"),
     "auto-round": (Packed(kind="auto-round", bits=8, scale_dtype=torch.float16), "int8-g128-f16"),
     "awq": (Packed(kind="awq", symmetric=False, scale_dtype=torch.float16), "int4-g128-zp-f16"),
+    "nvfp4": (Packed(kind="nvfp4", group=16), "nvfp4"),
     "mlx": (Packed(kind="mlx", group=64, kept=("norm",)), "int4"),
     "mlx-8": (Packed(kind="mlx", bits=8, group=32), "int8-g32-zero-f32"),
 }
@@ -92,7 +93,7 @@ def test_logits_are_those_of_the_dequantised_weights(case, checkpoints, stores, 
     assert torch.equal(logits(open_model(checkpoint), INPUTS), wanted)
 
 
-@pytest.mark.parametrize("case", ["w4a16", "gptq", "awq"])
+@pytest.mark.parametrize("case", ["w4a16", "nvfp4", "gptq", "awq"])
 def test_native_code_computes_with_them(case, checkpoints, stores, open_model):
     if native.library() is None:
         pytest.skip("the native library is not built")
@@ -112,6 +113,7 @@ def test_a_store_has_the_weights_bit_for_bit(case, checkpoints, stores):
     scheme = CASES[case][1]
     bank = BankKey("text", 0, "mlp")
     assert {store.scheme(key) for key in store.keys()} == {scheme}
+    assert store.manifest.version == (1 if scheme == "int4" else 5)
     key = bank.expert(3)
     layout = store.layout(key)
     record = memoryview(bytearray(layout.nbytes))
@@ -119,7 +121,7 @@ def test_a_store_has_the_weights_bit_for_bit(case, checkpoints, stores):
     codes, scales = layout.fields[-2:]
     parts = [torch.frombuffer(record[f.offset : f.offset + f.nbytes], dtype=native.PART_DTYPES[f.dtype]).view(f.shape)
              for f in (codes, scales)]  # fmt: skip
-    found = GROUPED_SCHEMES[scheme].dequantise(tuple(parts), 128, torch.bfloat16)
+    found = SCHEMES[scheme].dequantise(tuple(parts), 128, torch.bfloat16)
     assert torch.equal(found, weights["model.layers.0.mlp.experts.3.down_proj.weight"])
     assert "quantiz" not in (stores(case) / "config.json").read_text()
     result = verify(stores(case), against=checkpoint)
@@ -127,7 +129,7 @@ def test_a_store_has_the_weights_bit_for_bit(case, checkpoints, stores):
     assert result.compared_experts == len(store.keys())
 
 
-@pytest.mark.parametrize("case", ["w4a16", "mlx"])
+@pytest.mark.parametrize("case", ["w4a16", "nvfp4", "mlx"])
 def test_inspecting_says_schemes_and_bytes(case, checkpoints, stores):
     checkpoint, _ = checkpoints(case)
     report = inspect(checkpoint)
@@ -135,8 +137,9 @@ def test_inspecting_says_schemes_and_bytes(case, checkpoints, stores):
     assert CASES[case][1] in report.dense_scheme
     held = load_file(checkpoint / "model.safetensors").items()
     dense = [t.nbytes for name, t in held if ".experts." not in name and "switch_mlp" not in name]
-    shapes = [8 * 2 for name, _ in held if "attn" in name and name.endswith("weight_shape")]
-    assert report.dense_nbytes == sum(dense) - sum(shapes)
+    ends = ("weight_shape", "input_global_scale")
+    unused = [t.nbytes for name, t in held if "attn" in name and name.endswith(ends)]
+    assert report.dense_nbytes == sum(dense) - sum(unused)
     assert sum(part.nbytes for part in report.dense_parts) == report.dense_nbytes
     store = inspect(stores(case))
     # Dense weights are dequantised when a checkpoint is opened, and stay as they are in a store.
@@ -206,6 +209,51 @@ def test_layers_of_a_part_in_two_schemes(tmp_path, open_model, by_torch):
     assert "model.layers.1.self_attn.q_proj.weight" in names
     wanted = logits(realigned(stock(plain, torch.bfloat16)), INPUTS)
     assert torch.equal(logits(open_model(tmp_path / "store"), INPUTS), wanted)
+
+
+def test_divisors_of_all_scales_are_each_matrix_s_own(checkpoints, stores, tmp_path):
+    """Gate and up lie in one parameter of a record, and have different divisors."""
+    checkpoint, plain = checkpoints("nvfp4")
+    stems = [f"model.layers.1.mlp.experts.5.{part}_proj.weight" for part in ("gate", "up")]
+    held = load_file(checkpoint / "model.safetensors")
+    assert not torch.equal(*(held[f"{stem}_global_scale"] for stem in stems))
+    store = Store.open(stores("nvfp4"))
+    key = BankKey("text", 1, "mlp").expert(5)
+    layout = store.layout(key)
+    record = memoryview(bytearray(layout.nbytes))
+    store.read_into(key, record)
+    parts = [torch.frombuffer(record[f.offset : f.offset + f.nbytes], dtype=torch.uint8).view(f.shape)
+             for f in layout.fields[:2]]  # fmt: skip
+    wanted = torch.cat([load_file(plain / "model.safetensors")[stem] for stem in stems])
+    assert torch.equal(SCHEMES["nvfp4"].dequantise(tuple(parts), 256, torch.bfloat16), wanted)
+
+    def doubled(tensors):
+        return tensors | {f"{stems[1]}_global_scale": tensors[f"{stems[1]}_global_scale"] * 2}
+
+    report = verify(stores("nvfp4"), against=written(checkpoint, tmp_path / "other", doubled))
+    assert [problem.place for problem in report.problems] == ["expert 00005"]
+
+    def two(tensors):
+        return tensors | {f"{stems[1]}_global_scale": torch.ones(2)}
+
+    with pytest.raises(UnsupportedError, match=r"experts\.5\.up_proj.*are not those of 4 bits in groups of 16"):
+        Checkpoint.open(written(checkpoint, tmp_path / "two", two))
+
+
+def test_a_store_of_nvfp4_is_exported_dequantised_and_quantised_again(checkpoints, stores, tmp_path):
+    from coterie.exporting import export
+    from coterie.extraction import quantize
+
+    _, plain = checkpoints("nvfp4")
+    export(stores("nvfp4"), tmp_path / "exported", dequantise=True)
+    wanted, got = (load_file(path / "model.safetensors") for path in (plain, tmp_path / "exported"))
+    assert wanted.keys() == got.keys()
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+    with pytest.raises(UsageError, match="Nothing is quantised to 'nvfp4'"):
+        extract(plain, tmp_path / "store", scheme="nvfp4")
+    with pytest.warns(UserWarning, match="again"):
+        quantize(stores("nvfp4"), tmp_path / "fewer", scheme="int3")
+    assert {Store.open(tmp_path / "fewer").scheme(key) for key in Store.open(tmp_path / "fewer").keys()} == {"int3"}
 
 
 def test_inputs_in_another_order_are_refused(checkpoints, tmp_path):

@@ -26,7 +26,7 @@ SCHEME: Edits = {
             "from coterie.quant.scheme import Scheme\n",
             "from coterie.quant.scheme import Scheme\nfrom coterie.quant.toy import Toy\n",
         ),
-        ("= {**GROUPED_SCHEMES}", '= {**GROUPED_SCHEMES, "toy": Toy()}'),
+        ("= {**GROUPED_SCHEMES, ", '= {**GROUPED_SCHEMES, "toy": Toy(), '),
         ("for name, form in SCHEME_FORMATS.items()", 'for name, form in SCHEME_FORMATS.items() if name != "toy"'),
     ],
     "spec/encodings.py": [

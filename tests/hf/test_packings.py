@@ -18,6 +18,11 @@ def ct(weights=None, **others):
     return {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups} | others
 
 
+def nvfp4(weights=None, **others):
+    stated = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16} | (weights or {})
+    return ct(stated, format="nvfp4-pack-quantized", **others)
+
+
 def gptq(**others):
     return {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True} | others
 
@@ -34,6 +39,7 @@ def read(found, key="quantization_config", model_type="qwen3_moe"):
             ct({"strategy": "channel", "group_size": None, "symmetric": False, "num_bits": 8, "actorder": "static"}),
             [Packing(kind="compressed-tensors", bits=8, group=None, symmetric=False)],
         ),
+        (nvfp4(), [Packing(kind="nvfp4", bits=4, group=16)]),
         (gptq(), [Packing(kind="gptq", bits=4, group=128, points_less_one=True)]),
         # Per channel, the order of inputs changes nothing.
         (gptq(group_size=-1, desc_act=True), [Packing(kind="gptq", bits=4, group=None, points_less_one=True)]),
@@ -104,6 +110,9 @@ def test_float_weights_by_channel_are_used_as_they_lie():
         (ct(sparsity_config={"format": "sparse-24-bitmask"}), "sparsity_config"),
         ({"quant_method": "compressed-tensors", "config_groups": {"a": {}}, "format": "pack-quantized"}, "nothing"),
         (ct({"num_bits": 4, "type": "float"}, format="float-quantized"), "not of 8 bits"),
+        (nvfp4({"group_size": 32}), "groups of 32 in nvfp4-pack-quantized"),
+        (nvfp4({"symmetric": False}), "symmetric floating numbers"),
+        (nvfp4({"type": "int"}), "type 'int'"),
         (gptq(desc_act=True), "desc_act.*another order"),
         (gptq(bits=3), "only 2, 4 and 8 bits"),
         (gptq(bits="4"), "bits '4'"),

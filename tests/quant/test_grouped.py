@@ -10,7 +10,7 @@ from coterie.quant import GROUPED_SCHEMES
 from coterie.quant.dtypes import TORCH_DTYPES
 from coterie.spec.encodings import SCHEME_FORMATS
 
-KEPT = sorted(name for name, form in SCHEME_FORMATS.items() if not form.made_here)
+KEPT = sorted(name for name in GROUPED_SCHEMES if not SCHEME_FORMATS[name].made_here)
 
 
 def numbers_of(name: str, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:

@@ -8,14 +8,14 @@ from safetensors import safe_open
 
 from coterie.errors import UsageError
 from coterie.quant.packed import some_rows, transcode, unpack
-from coterie.quant.registry import GROUPED_SCHEMES
+from coterie.quant.registry import SCHEMES
 from coterie.spec.packing import Packing
 from zoo.packed import Packed, quantise, tensors_of
 
 RECORDED = Path(__file__).parents[1] / "data" / "packed.safetensors"
 """Weights that the libraries packed, and what they make of them; see tests/data/README.md."""
-_ROLES = ("codes", "scales", "points", "biases")
-_SAFETENSORS = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+_ROLES = ("codes", "scales", "points", "biases", "divisor")
+_SAFETENSORS = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3"}
 
 
 def recorded() -> list[tuple[str, Packing, dict[str, torch.Tensor], torch.Tensor]]:
@@ -65,11 +65,11 @@ def test_a_scheme_takes_them_bit_for_bit(packing, tensors, weights):
     scheme = packing.scheme(_SAFETENSORS[tensors["scales"].dtype])
     parts, rounded = transcode(unpacked, scheme)
     rows, columns = weights.shape
-    assert GROUPED_SCHEMES[scheme].form.fits(*(_facts(part) for part in parts), (rows, columns))
+    assert SCHEMES[scheme].form.fits(*(_facts(part) for part in parts), (rows, columns))
     assert rounded.zeros == 0
-    assert rounded.of == (rows * unpacked.scales_NG.shape[1] if "zero" in GROUPED_SCHEMES[scheme].form.numbers else 0)
+    assert rounded.of == (rows * unpacked.scales_NG.shape[1] if "zero" in SCHEMES[scheme].form.numbers else 0)
     for dtype in (weights.dtype, torch.float32):
-        assert torch.equal(GROUPED_SCHEMES[scheme].dequantise(parts, columns, dtype), unpacked.weights(dtype))
+        assert torch.equal(SCHEMES[scheme].dequantise(parts, columns, dtype), unpacked.weights(dtype))
 
 
 def _facts(part: torch.Tensor) -> tuple[str, tuple[int, ...]]:
@@ -77,9 +77,9 @@ def _facts(part: torch.Tensor) -> tuple[str, tuple[int, ...]]:
     return names[part.dtype], tuple(part.shape)
 
 
-@pytest.mark.parametrize("kind", ["compressed-tensors", "gptq", "gptq_v2", "awq", "mlx"])
+@pytest.mark.parametrize("kind", ["compressed-tensors", "nvfp4", "gptq", "gptq_v2", "awq", "mlx"])
 def test_a_weight_is_unpacked_some_rows_at_a_time(kind):
-    how = Packed(kind=kind, symmetric=kind != "awq", group=32)
+    how = Packed(kind=kind, symmetric=kind != "awq", group=16 if kind == "nvfp4" else 32)
     packing = _packing(how)
     generator = torch.Generator().manual_seed(1)
     made = quantise(torch.randn(80, 64, generator=generator), how)
@@ -100,7 +100,7 @@ def test_codes_of_any_bits_are_read_from_words(bits):
     scheme = _packing(how).scheme("BF16")
     parts, rounded = transcode(unpacked, scheme)
     assert rounded.zeros == 0
-    assert torch.equal(GROUPED_SCHEMES[scheme].dequantise(parts, 192, torch.float32), made.weights)
+    assert torch.equal(SCHEMES[scheme].dequantise(parts, 192, torch.float32), made.weights)
 
 
 def test_what_is_rounded_is_counted_with_its_size():
@@ -127,7 +127,7 @@ def test_a_group_in_several_of_the_scheme_has_the_scale_again():
         assert packing.scheme("BF16") == wanted
         parts, _ = transcode(unpack(packing, tensors_of(made, how)), wanted)
         assert parts[1].shape == (4, stored)
-        assert torch.equal(GROUPED_SCHEMES[wanted].dequantise(parts, columns, torch.float32), made.weights)
+        assert torch.equal(SCHEMES[wanted].dequantise(parts, columns, torch.float32), made.weights)
 
 
 def test_what_no_scheme_takes_is_refused():

@@ -8,6 +8,7 @@ from coterie.errors import UsageError
 from coterie.spec.encodings import (
     GROUPS,
     NUMBERS,
+    NVFP4,
     SCALE_DTYPES,
     SCHEME_FORMATS,
     SCHEMES_MADE_HERE,
@@ -29,10 +30,10 @@ def test_a_name_says_what_is_not_usual() -> None:
 def test_names_and_formats_say_the_same() -> None:
     for name, form in SCHEME_FORMATS.items():
         assert form.name == name
-        assert form.group in GROUPS
+        assert form.group in GROUPS or form is NVFP4
         assert scheme_name(form.code_bits, form.group, form.numbers, form.scale_dtype) == name
     assert {form.numbers for form in SCHEME_FORMATS.values()} == set(NUMBERS)
-    assert {form.scale_dtype for form in SCHEME_FORMATS.values()} == set(SCALE_DTYPES)
+    assert {form.scale_dtype for form in SCHEME_FORMATS.values()} == {*SCALE_DTYPES, "F8_E4M3"}
     assert len(SCHEMES_MADE_HERE) == 18
 
 
@@ -76,3 +77,5 @@ def test_what_checkpoints_alone_have_is_known_and_nothing_is_quantised_to_it() -
         check_made_here(name)
     with pytest.raises(UsageError, match=r"quantised checkpoints.*Write int4-g32\."):
         check_made_here("int4-g32-sym-f16")
+    with pytest.raises(UsageError, match=r"quantised checkpoints.*Write int4\."):
+        check_made_here("nvfp4")

@@ -1,4 +1,4 @@
-"""Checkpoints whose weights are packed: compressed-tensors, GPTQ, AutoRound, AWQ and MLX, written from scratch.
+"""Checkpoints whose weights are packed: compressed-tensors, NVFP4, GPTQ, AutoRound, AWQ and MLX, written from scratch.
 
 What is written follows from the formats' definitions, one weight at a time and without Coterie's code. Beside each
 checkpoint there is another one of the same weights dequantised, which stock transformers opens.
@@ -31,7 +31,7 @@ class Packed:
     """How a checkpoint is quantised.
 
     Attributes:
-        kind: ``compressed-tensors``, ``gptq``, ``gptq_v2``, ``auto-round``, ``awq`` or ``mlx``.
+        kind: ``compressed-tensors``, ``nvfp4``, ``gptq``, ``gptq_v2``, ``auto-round``, ``awq`` or ``mlx``.
         bits: Bits of a code.
         group: Weights that share a scale; None for those of a row.
         symmetric: Whether zeros are in the middle.
@@ -51,13 +51,17 @@ class Packed:
 
 @dataclass(frozen=True)
 class Codes:
-    """A quantised matrix: codes [N, K] from 0, scales, zero points and biases [N, G], and the weights [N, K]."""
+    """A quantised matrix: codes [N, K] from 0, scales, zero points and biases [N, G], and the weights [N, K].
+
+    NVFP4 has one divisor of all scales, and neither points nor biases.
+    """
 
     codes: torch.Tensor
     scales: torch.Tensor
     points: torch.Tensor
     biases: torch.Tensor
     weights: torch.Tensor
+    divisor: torch.Tensor | None = None
 
 
 def packed(how: Packed, directory: Path, dtype: torch.dtype = torch.bfloat16) -> tuple[Path, Path]:
@@ -101,6 +105,8 @@ def packed(how: Packed, directory: Path, dtype: torch.dtype = torch.bfloat16) ->
 
 def quantise(weights: torch.Tensor, how: Packed) -> Codes:
     """Rounds to nearest; the weights are those that the format's own library makes of the codes, before rounding."""
+    if how.kind == "nvfp4":
+        return _quantise_nvfp4(weights)
     rows, columns = weights.shape
     x = weights.view(rows, -1, how.group or columns)
     most = 2**how.bits - 1
@@ -123,11 +129,24 @@ def quantise(weights: torch.Tensor, how: Packed) -> Codes:
     return Codes(codes.to(torch.int64).view(rows, -1), scales, points, biases, values.view(rows, -1))
 
 
+def _quantise_nvfp4(weights: torch.Tensor) -> Codes:
+    values = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    values = torch.cat([values, -values])
+    x = weights.unflatten(1, (-1, 16))
+    divisor = (448 * 6 / weights.abs().amax()).reshape(1)
+    scales = (x.abs().amax(2) / 6 * divisor).to(torch.float8_e4m3fn)
+    steps = scales.float() / divisor
+    codes = (x[..., None] / steps.clamp_min(1e-30)[:, :, None, None] - values).abs().argmin(-1)
+    made = (values[codes] * steps[:, :, None]).flatten(1)
+    none = torch.empty(0)
+    return Codes(codes.flatten(1), scales, none, none, made, divisor)
+
+
 def tensors_of(made: Codes, how: Packed) -> Tensors:
     """The tensors of one weight by role, as ``coterie.quant.packed`` takes them."""
     roles = {"weight_packed": "codes", "qweight": "codes", "weight": "codes", "weight_scale": "scales"}
     roles |= {"scales": "scales", "biases": "biases", "qzeros": "points", "weight_zero_point": "points"}
-    roles |= {"g_idx": "order"}
+    roles |= {"g_idx": "order", "weight_global_scale": "divisor"}
     stored = _PACK[how.kind](made, how).items()
     return {roles[end]: tensor.contiguous() for end, tensor in stored if end in roles}
 
@@ -149,6 +168,16 @@ def _compressed_tensors(made: Codes, how: Packed) -> Tensors:
     if not how.symmetric:
         found["weight_zero_point"] = words(made.points.t().long(), how.bits).t()
     return found
+
+
+def _nvfp4(made: Codes, how: Packed) -> Tensors:
+    assert made.divisor is not None, "it is quantised so"
+    return {
+        "weight_packed": (made.codes[:, 0::2] | made.codes[:, 1::2] << 4).to(torch.uint8),
+        "weight_scale": made.scales,
+        "weight_global_scale": made.divisor,
+        "input_global_scale": torch.ones(1),
+    }
 
 
 def _gptq(made: Codes, how: Packed) -> Tensors:
@@ -201,6 +230,7 @@ def _stacked(tensors: Tensors) -> Tensors:
 
 _PACK: dict[str, Callable[[Codes, Packed], Tensors]] = {
     "compressed-tensors": _compressed_tensors,
+    "nvfp4": _nvfp4,
     "gptq": _gptq,
     "gptq_v2": _gptq,
     "auto-round": _gptq,
@@ -213,7 +243,13 @@ def _config(how: Packed) -> dict[str, Any]:
     group = -1 if how.group is None else how.group
     if how.kind == "mlx":
         return {"quantization": {"group_size": group, "bits": how.bits} | how.config}
-    if how.kind == "compressed-tensors":
+    if how.kind == "nvfp4":
+        weights = {"num_bits": 4, "type": "float", "symmetric": True, "strategy": "tensor_group", "group_size": 16}
+        inputs = weights | {"dynamic": "local"}
+        groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs}}
+        found: dict[str, Any] = {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}
+        found |= {"config_groups": groups, "ignore": ["lm_head"]}
+    elif how.kind == "compressed-tensors":
         weights = {
             "num_bits": how.bits,
             "type": "int",
@@ -222,7 +258,7 @@ def _config(how: Packed) -> dict[str, Any]:
             "group_size": how.group,
             "actorder": None,
         }
-        found: dict[str, Any] = {
+        found = {
             "quant_method": "compressed-tensors",
             "format": "pack-quantized",
             "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},

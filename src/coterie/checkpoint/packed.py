@@ -13,7 +13,7 @@ from coterie.checkpoint.reading import read_tensor
 from coterie.errors import CheckpointFileError, UnsupportedError, UsageError
 from coterie.hf.quantised import PackedNames
 from coterie.quant.dtypes import SAFETENSORS_DTYPES
-from coterie.quant.packed import Lattice, Rounded, some_rows, transcode, unpack
+from coterie.quant.packed import FloatBlocks, Lattice, Rounded, some_rows, transcode, unpack
 from coterie.quant.scheme import Parts
 
 
@@ -125,7 +125,7 @@ class PackedWeight:
             self.rounded.add(rounded)
             yield parts
 
-    def _unpacked(self) -> Iterator[Lattice]:
+    def _unpacked(self) -> Iterator[Lattice | FloatBlocks]:
         """The weight, some rows at a time."""
         read = {role: read_tensor(self.info(role)) for role in self.names.names}
         rows, columns = self.shape
@@ -133,7 +133,7 @@ class PackedWeight:
         for first in range(0, rows, step):
             yield self._unpack(some_rows(self.names.packing, read, slice(first, min(first + step, rows))))
 
-    def _unpack(self, read: Mapping[str, torch.Tensor]) -> Lattice:
+    def _unpack(self, read: Mapping[str, torch.Tensor]) -> Lattice | FloatBlocks:
         try:
             return unpack(self.names.packing, read)
         except ValueError as error:

@@ -127,13 +127,18 @@ def _compressed_tensors(found: dict[str, Any]) -> Quantisation:
     if named == {read.PACKED}:
         packings = read.compressed_tensors(found)
         return Quantisation(method=packings.kind, packings=packings)
+    if named == {read.NVFP4}:
+        packings = read.nvfp4(found)
+        return Quantisation(method=packings.kind, packings=packings)
     if named == {read.FLOAT}:
         for weights in read.weights_of(found):
             if weights.get("type") != "float" or weights.get("num_bits") != 8:
                 raise Refused("has weights in float-quantized that are not of 8 bits")
         return Quantisation(method="fp8")
     listed = " and ".join(ascii(name)[:40] for name in sorted(named))
-    raise Refused(f"has weights in compressed-tensors' format {listed}; {read.PACKED} and {read.FLOAT} are read")
+    raise Refused(
+        f"has weights in compressed-tensors' format {listed}; {read.PACKED}, {read.FLOAT} and {read.NVFP4} are read"
+    )
 
 
 def _method(found: object) -> object:

@@ -17,7 +17,7 @@ from coterie.plan.busyness import cores_of_others, processor_times
 from coterie.plan.disk import measure_reads
 from coterie.plan.disk_notes import DiskNotes
 from coterie.quant import SCHEMES, dequantise_fp8, dequantise_mxfp4
-from coterie.spec.encodings import CHECKPOINT_ENCODINGS, FP8, MXFP4, SCHEME_FORMATS, schemes_named
+from coterie.spec.encodings import CHECKPOINT_ENCODINGS, FP8, MXFP4, NVFP4, SCHEME_FORMATS, schemes_named
 
 BF16 = "bf16"
 """The precision that is always measured, as :func:`coterie.spec.parameters.precision` names it."""
@@ -180,7 +180,7 @@ def _products(precision: str) -> tuple[int, list[Callable[[torch.Tensor], torch.
     scheme, library = SCHEMES.get(precision), native.library()
     made: list[Callable[[torch.Tensor], torch.Tensor]] = []
     nbytes = 0
-    enough = _DECODED_NBYTES if precision in (FP8.name, MXFP4.name) else _NBYTES
+    enough = _DECODED_NBYTES if precision in (FP8.name, MXFP4.name, NVFP4.name) else _NBYTES
     while nbytes * len(made) < enough:
         if scheme is not None:
             codes, scales = (

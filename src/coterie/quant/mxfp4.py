@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+"""The numbers of 4 bits, by their bits."""
 
 
 def dequantise_mxfp4(blocks_NGB: torch.Tensor, scales_NG: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -24,7 +25,7 @@ def dequantise_mxfp4(blocks_NGB: torch.Tensor, scales_NG: torch.Tensor, dtype: t
         Weights [32·G, N], contiguous: transposed, as gpt-oss keeps them in memory.
     """
     rows, groups, width = blocks_NGB.shape
-    values = torch.tensor(_VALUES, dtype=dtype)
+    values = torch.tensor(E2M1_VALUES, dtype=dtype)
     bytes_GBN = blocks_NGB.reshape(rows, groups * width).t().contiguous().view(groups, width, rows)
     exponents_GN = (scales_NG.to(torch.int32) - 127).t().contiguous()
     # Six times as fast, and the same where the power is a number (2^128 is not) that dtype holds exactly.

@@ -100,7 +100,7 @@ class SchemeFormat(Encoding):
     Attributes:
         code_dtype: safetensors' name of the codes' dtype.
         filled_to: A row of codes is filled with zeros to a multiple of so many weights.
-        group: Weights that share a scale, one of :data:`GROUPS`; None for all of a row.
+        group: Weights that share a scale, one of :data:`GROUPS`, or 16 of NVFP4; None for all of a row.
         numbers: What is stored for a group.
         scale_dtype: safetensors' name of the dtype of scales and zeros.
         made_here: Whether weights can be quantised to it. What else there is, quantised checkpoints have, and it is
@@ -160,6 +160,25 @@ class SchemeFormat(Encoding):
         return any(
             self.fits(codes, scales, (rows, columns)) for columns in range(longest - self.filled_to + 1, longest + 1)
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nvfp4(SchemeFormat):
+    """NVFP4: e2m1 numbers, two to a byte, an e4m3 scale for each group of 16, and a divisor of all scales of a matrix.
+
+    A row has its scales and then the divisor, a little-endian float32. Each row has it, so that rows of matrices with
+    different divisors can lie in one parameter.
+    """
+
+    def parts(self, rows: int, columns: int) -> tuple[Facts, Facts]:
+        """Dtype and shape of the codes and of the scales of a matrix."""
+        groups = -(-columns // self.filled_to)
+        scales = groups * DTYPE_BYTES[self.scale_dtype] + DTYPE_BYTES["F32"]
+        return (self.code_dtype, (rows, groups * self.filled_to * self.code_bits // 8)), ("U8", (rows, scales))
+
+    def fits(self, codes: Facts, scales: Facts, shape: Shape) -> bool:
+        """Whether they are those of a matrix [outputs, inputs] of this shape, whose rows are whole groups."""
+        return len(shape) == 2 and shape[1] % self.filled_to == 0 and (codes, scales) == self.parts(*shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,7 +285,18 @@ _OF_CHECKPOINTS = tuple(
     for group, numbers, dtype in product(GROUPS, of_bits, SCALE_DTYPES)
     if (numbers, dtype) != (_DEFAULT_NUMBERS[bits], "BF16")
 )
-SCHEME_FORMATS = {scheme.name: scheme for scheme in (*_SCHEMES, *_OTHER_GROUPS, *_OF_CHECKPOINTS)}
+NVFP4 = Nvfp4(
+    name="nvfp4",
+    code_bits=4,
+    code_dtype="U8",
+    filled_to=16,
+    group=16,
+    scale_dtype="F8_E4M3",
+    made_here=False,
+)
+"""The one scheme whose codes are floating numbers."""
+
+SCHEME_FORMATS = {scheme.name: scheme for scheme in (*_SCHEMES, *_OTHER_GROUPS, *_OF_CHECKPOINTS, NVFP4)}
 """The schemes that records and dense files may be in, by name."""
 
 SCHEMES_MADE_HERE = tuple(name for name, scheme in SCHEME_FORMATS.items() if scheme.made_here)

@@ -1,7 +1,8 @@
 """How a quantised checkpoint packs the weight of a linear layer: which tensors it has, and what their shapes say.
 
 A packed weight of N outputs and K inputs is codes of a few bits, and for each group of neighbouring inputs of a row a
-scale, and a zero in one of three ways. The arithmetic is in :mod:`coterie.quant.packed`.
+scale, and a zero in one of three ways. NVFP4 has one more number for all scales of a weight. The arithmetic is in
+:mod:`coterie.quant.packed`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from coterie.errors import UsageError
-from coterie.spec.encodings import scheme_name
+from coterie.spec.encodings import NVFP4, scheme_name
 
-PackingKind = Literal["compressed-tensors", "gptq", "awq", "mlx"]
+PackingKind = Literal["compressed-tensors", "nvfp4", "gptq", "awq", "mlx"]
 Shape = tuple[int, ...]
 
 WORD_BITS = 32
@@ -23,12 +24,14 @@ _GROUPS = (128, 64, 32)
 
 _REQUIRED: dict[PackingKind, dict[str, str]] = {
     "compressed-tensors": {"codes": "weight_packed", "scales": "weight_scale"},
+    "nvfp4": {"codes": "weight_packed", "scales": "weight_scale", "divisor": "weight_global_scale"},
     "gptq": {"codes": "qweight", "scales": "scales", "points": "qzeros"},
     "awq": {"codes": "qweight", "scales": "scales", "points": "qzeros"},
     "mlx": {"codes": "weight", "scales": "scales", "biases": "biases"},
 }
 _OPTIONAL: dict[PackingKind, dict[str, str]] = {
     "compressed-tensors": {"points": "weight_zero_point", "order": "weight_g_idx"},
+    "nvfp4": {},
     "gptq": {"order": "g_idx"},
     "awq": {},
     "mlx": {},
@@ -36,10 +39,17 @@ _OPTIONAL: dict[PackingKind, dict[str, str]] = {
 _UNUSED: dict[PackingKind, tuple[str, ...]] = {
     # The shape is known; the rest is of activations, which are not quantised here.
     "compressed-tensors": ("weight_shape", "input_scale", "input_zero_point", "input_global_scale"),
+    "nvfp4": ("input_scale", "input_global_scale"),
     "gptq": (),
     "awq": (),
     "mlx": (),
 }
+
+
+_WORDS = ("I32", "U32", "I64")
+_FLOATS = ("F16", "BF16", "F32")
+_DTYPES: dict[str, tuple[str, ...]] = {"scales": _FLOATS, "biases": _FLOATS, "divisor": ("F32",)}
+_DTYPES_OF_NVFP4 = {"codes": ("U8",), "scales": (NVFP4.scale_dtype,)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +85,15 @@ class Packing:
         """Ends of tensors beside it that its values do not depend on."""
         return _UNUSED[self.kind]
 
+    def dtypes(self, role: str) -> tuple[str, ...]:
+        """The dtypes that a tensor may have, by its role, as safetensors calls them."""
+        return (_DTYPES_OF_NVFP4 if self.kind == "nvfp4" else {}).get(role) or _DTYPES.get(role, _WORDS)
+
     def shape(self, codes: Shape) -> tuple[int, int]:
         """Outputs and inputs, by the shape of the tensor of codes."""
         first, second = codes
+        if self.kind == "nvfp4":
+            return first, second * 8 // self.bits
         if self.kind == "gptq":
             return second, first * WORD_BITS // self.bits
         if self.kind == "awq":
@@ -87,6 +103,8 @@ class Packing:
     def shapes(self, rows: int, columns: int) -> dict[str, tuple[Shape, ...]]:
         """The shapes that tensors of a weight [``rows``, ``columns``] may have, by role."""
         groups = 1 if self.group is None else -(-columns // self.group)
+        if self.kind == "nvfp4":
+            return {"codes": ((rows, columns * self.bits // 8),), "scales": ((rows, groups),), "divisor": ((1,),)}
         packed_rows, packed_columns = rows * self.bits // WORD_BITS, columns * self.bits // WORD_BITS
         if self.kind == "gptq":
             return {
@@ -149,6 +167,8 @@ class Packing:
         Raises:
             UsageError: If there is none; says why.
         """
+        if self.kind == "nvfp4":
+            return NVFP4.name
         group = self.stored_group()
         if group is None:
             raise UsageError(f"groups of {self.group} are not made of groups of 32", got=self.group)

@@ -36,7 +36,7 @@ def check_made_here(name: str) -> None:
     if form is not None and not form.made_here:
         raise UsageError(
             f"Nothing is quantised to {name!r}: it keeps what quantised checkpoints have.",
-            advice=f"Write {scheme_name(form.code_bits, form.group or GROUP)}.",
+            advice=f"Write {scheme_name(form.code_bits, form.group if form.group in GROUPS else GROUP)}.",
             got=name,
         )
 

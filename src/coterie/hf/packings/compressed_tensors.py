@@ -10,6 +10,7 @@ from coterie.spec.packing import Packing
 
 PACKED = "pack-quantized"
 FLOAT = "float-quantized"
+NVFP4 = "nvfp4-pack-quantized"
 
 
 def formats(found: Mapping[str, Any]) -> frozenset[str]:
@@ -34,6 +35,15 @@ def compressed_tensors(found: dict[str, Any]) -> Packings:
     return Packings(
         kind="compressed-tensors", candidates=distinct([_packing(weights) for weights in weights_of(found)])
     )
+
+
+def nvfp4(found: dict[str, Any]) -> Packings:
+    """What ``quantization_config`` of a checkpoint in the format ``nvfp4-pack-quantized`` says.
+
+    Raises:
+        Refused: If it is of a form that is not read.
+    """
+    return Packings(kind="nvfp4", candidates=distinct([_nvfp4(weights) for weights in weights_of(found)]))
 
 
 def weights_of(found: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -77,3 +87,13 @@ def _packing(weights: Mapping[str, Any]) -> Packing:
         group=None if strategy == "channel" else group_of(weights),
         symmetric=bool(weights.get("symmetric", True)),
     )
+
+
+def _nvfp4(weights: Mapping[str, Any]) -> Packing:
+    kind, group = weights.get("type"), weights.get("group_size")
+    if (kind, weights.get("num_bits"), group, weights.get("symmetric", True)) != ("float", 4, 16, True):
+        raise Refused(
+            f"has weights of type {ascii(kind)[:20]} in groups of {ascii(group)[:20]} in {NVFP4}; symmetric floating "
+            "numbers of 4 bits in groups of 16 are read"
+        )
+    return Packing(kind="nvfp4", bits=4, group=16)

@@ -11,7 +11,6 @@ from coterie.spec.packing import Packing
 
 Shape = tuple[int, ...]
 _CODES = ("I32", "U32")
-_SCALES = ("F16", "BF16", "F32")
 _STACKED = ".switch_mlp."
 _PARTS_OF_STACKED = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 """Parts of an expert, and what Mixtral calls them."""
@@ -39,7 +38,7 @@ def fold_packed(packings: Packings, dtypes: Mapping[str, str], shapes: Mapping[s
         if stem == name or (stem and stem[-1] != ".") or (packings.kind == "mlx" and dtype not in _CODES):
             continue
         names = _names(usual, stem, dtypes)
-        _check_dtypes(names, dtypes)
+        _check_dtypes(usual, names, dtypes)
         taken.update(names.values())
         unused += (stem + end for end in usual.unused if stem + end in dtypes)
         for base, index in _bases(stem, shapes[name]):
@@ -61,9 +60,9 @@ def _names(packing: Packing, stem: str, dtypes: Mapping[str, str]) -> dict[str, 
     return names | {role: stem + end for role, end in packing.optional.items() if stem + end in dtypes}
 
 
-def _check_dtypes(names: Mapping[str, str], dtypes: Mapping[str, str]) -> None:
+def _check_dtypes(packing: Packing, names: Mapping[str, str], dtypes: Mapping[str, str]) -> None:
     for role, name in names.items():
-        wanted = _SCALES if role in ("scales", "biases") else (*_CODES, "I64")
+        wanted = packing.dtypes(role)
         if dtypes[name] not in wanted:
             raise UnsupportedError(
                 f"{name!r} is in {dtypes[name]}; packed weights have it in {' or '.join(wanted)}.",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from coterie.quant.dtypes import TORCH_DTYPES
+from coterie.quant.packed.float_blocks import FloatBlocks
 from coterie.quant.packed.lattice import Lattice
 from coterie.quant.registry import GROUPED_SCHEMES
 from coterie.quant.scheme import Parts
@@ -35,13 +36,15 @@ class Rounded:
         return Rounded(zeros=self.zeros + other.zeros, of=self.of + other.of, steps=max(self.steps, other.steps))
 
 
-def transcode(lattice: Lattice, name: str) -> tuple[Parts, Rounded]:
+def transcode(lattice: Lattice | FloatBlocks, name: str) -> tuple[Parts, Rounded]:
     """A weight in a scheme.
 
     Args:
         lattice: The weight.
         name: The scheme that :meth:`coterie.spec.packing.Packing.scheme` says.
     """
+    if isinstance(lattice, FloatBlocks):
+        return lattice.parts(), Rounded()
     scheme = GROUPED_SCHEMES[name]
     form, rounded = scheme.form, Rounded()
     scales_NG = _spread(lattice.scales_NG, lattice, form)

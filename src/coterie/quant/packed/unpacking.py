@@ -1,4 +1,4 @@
-"""Packed weights of compressed-tensors, GPTQ, AWQ and MLX as codes and what their groups have."""
+"""Packed weights of compressed-tensors, NVFP4, GPTQ, AWQ and MLX as codes and what their groups have."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from coterie.quant.packed.bits import unpack_words
+from coterie.quant.packed.float_blocks import FloatBlocks
 from coterie.quant.packed.lattice import Lattice
 from coterie.spec.packing import Packing, PackingKind
 
@@ -17,7 +18,7 @@ _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where a word of AWQ has each of its eight columns (``AWQ_REVERSE_ORDER`` of AutoAWQ)."""
 
 
-def unpack(packing: Packing, tensors: Tensors) -> Lattice:
+def unpack(packing: Packing, tensors: Tensors) -> Lattice | FloatBlocks:
     """Unpacks a weight.
 
     Args:
@@ -28,6 +29,8 @@ def unpack(packing: Packing, tensors: Tensors) -> Lattice:
         ValueError: If they are of a kind that this packing does not have: inputs in another order, or zero points where
             there are to be none.
     """
+    if packing.kind == "nvfp4":
+        return FloatBlocks(codes=tensors["codes"], scales_NG=tensors["scales"], divisor=tensors["divisor"])
     _check_order(packing, tensors)
     return _BY_KIND[packing.kind](packing, tensors)
 
@@ -43,7 +46,7 @@ def some_rows(packing: Packing, tensors: Tensors, rows: slice) -> dict[str, torc
     bits = packing.bits
     words = slice(rows.start * bits // 32, -(-rows.stop * bits // 32))
     found = dict(tensors)
-    if packing.kind in ("compressed-tensors", "mlx"):
+    if packing.kind in ("compressed-tensors", "nvfp4", "mlx"):
         found |= {role: tensors[role][rows] for role in ("codes", "scales", "biases") if role in tensors}
         found |= {role: tensors[role][words] for role in ("points",) if role in tensors}
         return found
