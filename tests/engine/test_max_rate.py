@@ -18,6 +18,7 @@ from coterie.engine import load
 from coterie.errors import UsageError
 from coterie.evaluate.running import _with_rate
 from coterie.extraction import extract
+from coterie.planner.planning import forecast_for
 from coterie.records.remote import RateLimit
 from coterie.records.remote.attempts import Attempts
 from coterie.spec.opening import Opening
@@ -134,6 +135,13 @@ def test_the_transport_that_cannot_be_held_back_is_not_used(hub, checkpoint, cac
     path = download(*arguments, RateLimit(RATE))
     assert path.read_bytes() == (checkpoint / name).read_bytes()
     assert clock.taken == file.nbytes
+
+
+def test_what_a_forecast_reads_counts(hub, checkpoint, clock):
+    """`coterie bench` makes one before it opens the model."""
+    forecast_for(REPO, max_rate="10KB/s")
+    assert clock.taken > 0
+    assert clock.held(clock.taken)
 
 
 # --- where it could do nothing ----------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ from coterie.origins.store_origin import tensors_about
 from coterie.origins.store_place import StorePlace
 from coterie.origins.stored_dense import checked_tensors, dense_headers
 from coterie.records.remote import RateLimit
-from coterie.spec import BankKey, ExpertSource, RecordLayout, parse_rate
+from coterie.spec import BankKey, ExpertSource, RecordLayout
 from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
 from coterie.spec.parameters import uses_scheme
 from coterie.store import Store
@@ -225,7 +225,7 @@ def open_source(
         CheckpointError, StoreError, UnsupportedError: As their packages say.
         UsageError: If the component is not in the store or model, or a rate is given where nothing is fetched.
     """
-    found = find_model(path, revision=revision, offline=offline, rate=_limit(max_rate))
+    found = find_model(path, revision=revision, offline=offline, rate=RateLimit.of(max_rate))
     if max_rate is not None and found.repository is None and not fetch:
         raise nothing_to_limit(path)
     if isinstance(found, StorePlace):
@@ -258,7 +258,7 @@ def with_fetching(
             advice="Run `hf download ID --local-dir DIR` and open DIR with --missing fetch, or choose another.",
             path=store.path,
         )
-    origin = open_origin(store, source, offline=offline, rate=_limit(max_rate))
+    origin = open_origin(store, source, offline=offline, rate=RateLimit.of(max_rate))
     experts = FetchingExperts(store, origin, partial.num_experts.keys())
     return replace(
         partial,
@@ -276,7 +276,7 @@ def text_component(
     Raises:
         CheckpointError, StoreError, UnsupportedError: As :func:`open_source`.
     """
-    found = find_model(path, revision=revision, offline=offline, rate=_limit(max_rate))
+    found = find_model(path, revision=revision, offline=offline, rate=RateLimit.of(max_rate))
     if isinstance(found, StorePlace) and found.look().manifest.model.component is not None:
         return None
     config = load_config(found.directory)
@@ -292,10 +292,6 @@ def model_directory(path: str | Path, *, revision: str | None = None, offline: b
     """
     found = find_model(path, revision=revision, offline=offline)
     return found.look().path if isinstance(found, StorePlace) else found.directory
-
-
-def _limit(max_rate: str | int | None) -> RateLimit | None:
-    return None if max_rate is None else RateLimit(parse_rate(max_rate))
 
 
 def _checkpoint_source(checkpoint: Checkpoint) -> ModelSource:

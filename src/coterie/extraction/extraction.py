@@ -42,7 +42,7 @@ from coterie.quant import lossy_scheme
 from coterie.quant.packed import Rounded
 from coterie.records.files import file_stamps, first_changed
 from coterie.records.remote import RangeReader, RateLimit
-from coterie.spec import BankKey, parse_rate
+from coterie.spec import BankKey
 from coterie.spec.dense_schemes import DenseRequest, DenseSchemes
 from coterie.spec.encodings import NATIVE
 from coterie.spec.opening import check_rate
@@ -232,7 +232,7 @@ def extract(
         checkpoint, "`coterie quantize` makes a smaller store of a store; what one lacks is added from its checkpoint."
     )
     read_twice = calibration is not None or allocation is not None
-    rate = None if max_rate is None else RateLimit(parse_rate(max_rate))
+    rate = RateLimit.of(max_rate)
     reader = None if keep_download or read_twice else RangeReader(rate=rate, noting=True)
     place = Location.find(checkpoint, revision=revision, offline=offline, reader=reader, rate=rate)
     origin = CheckpointOrigin.open(place, component=component)

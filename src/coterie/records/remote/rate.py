@@ -6,6 +6,7 @@ import threading
 import time
 
 from coterie.records.remote.attempts import pause
+from coterie.spec import parse_rate
 
 _BURST_S = 0.25
 
@@ -23,6 +24,15 @@ class RateLimit:
         self._rate = nbytes_per_s
         self._free_at = 0.0
         self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, max_rate: str | int | None) -> RateLimit | None:
+        """The limit that a user asks for, such as ``"20MB/s"``; None for none.
+
+        Raises:
+            UsageError: If it is no rate.
+        """
+        return None if max_rate is None else cls(parse_rate(max_rate))
 
     def take(self, nbytes: int, stopped: threading.Event) -> None:
         """Counts bytes that have arrived, and waits until that many may have.
