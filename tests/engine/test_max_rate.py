@@ -144,6 +144,20 @@ def test_what_a_forecast_reads_counts(hub, checkpoint, clock):
     assert clock.held(clock.taken)
 
 
+def test_calibration_is_told_of_the_rate(hub, checkpoint, tmp_path):
+    """It opens the checkpoint, too."""
+    told: dict[str, Any] = {}
+
+    class Calibration:
+        def of(self, model: str | Path, **options: Any) -> Any:
+            told.update(options)
+            raise UsageError("That is enough.")
+
+    with pytest.raises(UsageError, match="enough"):
+        extract(REPO, tmp_path / "store", scheme="int4", calibration=Calibration(), max_rate="10KB/s")
+    assert told["max_rate"] == "10KB/s"
+
+
 # --- where it could do nothing ----------------------------------------------------------------------------------------
 
 

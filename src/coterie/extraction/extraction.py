@@ -266,7 +266,9 @@ def extract(
         progress=progress,
         workers=workers,
         calls=calls,
-        calibration=None if calibration is None else calibration.of(checkpoint, revision=revision, offline=offline),
+        calibration=None
+        if calibration is None
+        else calibration.of(checkpoint, revision=revision, offline=offline, max_rate=max_rate),
     )
     allocated = None
     if allocation is not None:
