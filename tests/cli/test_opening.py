@@ -32,6 +32,8 @@ WRONG = [
     (("chat", "bundled", "--template-option", '{"tools": 1}'), "cannot be told tools"),
     (("chat", "bundled", "--memory", "-1"), "'-1'"),
     (("bench", "bundled", "--eviction", "foo"), "eviction policy 'foo'"),
+    (("generate", "bundled", "x", "--max-rate", "fast"), "rate 'fast'"),
+    (("chat", "bundled", "--max-rate", "20MB/s", "--offline"), "--max-rate"),
     (("doctor", "./nowhere"), "There is no directory"),
     (("plan", "bundled", "--memory", "-1"), "'-1'"),
     (("plan", "bundled", "--eviction", "foo"), "eviction policy 'foo'"),

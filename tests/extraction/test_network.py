@@ -330,7 +330,7 @@ def test_the_command_says_what_came(hub, text, tmp_path, capsys):  # noqa: F811
     [
         ({"max_rate": "fast"}, "rate 'fast' is not a size"),
         ({"max_rate": "20"}, "would be 20 bytes"),
-        ({"max_rate": "20MB/s", "keep_download": True}, "rate cannot be limited"),
+        ({"max_rate": "20MB/s", "offline": True}, "offline says that nothing is"),
     ],
 )
 def test_a_rate_that_cannot_be_kept_is_refused(options, why, tmp_path):

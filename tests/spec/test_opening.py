@@ -23,6 +23,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"drop_cold": 1.01}, "up to 1, not 1.01"),
     ({"pin": "1GiB"}, "pin='1GiB' keeps what a profile says"),
     ({"pin": "1GiB", "profile": "p.db", "warm": None}, "What is pinned is warmed"),
+    ({"max_rate": "fast"}, "rate 'fast' is not a size"),
+    ({"max_rate": "20MB/s", "offline": True}, "offline says that nothing is"),
     ({"pin": "lots", "profile": "p.db"}, "lots"),
 ]
 
@@ -41,6 +43,7 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], said: str) -> None:
         {"profile": "p.db", "pin": "25%", "warm": "code", "threads": 1, "max_context": 1},
         {"drop_cold": 1},
         {"drop_cold": 0.05},
+        {"max_rate": "20MB/s"},
     ],
 )
 def test_what_can_be_is_not(options: dict[str, Any]) -> None:

@@ -63,7 +63,14 @@ class Calibration:
     memory: str | int | None = None
     ray: str | None = None
 
-    def of(self, model: str | Path, *, revision: str | None = None, offline: bool = False) -> ModelCalibration:
+    def of(
+        self,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        offline: bool = False,
+        max_rate: str | int | None = None,
+    ) -> ModelCalibration:
         """That of a model.
 
         Raises:
@@ -75,7 +82,7 @@ class Calibration:
             raise UsageError("There is nothing to calibrate with.", advice="Give texts of several domains.")
         if self.tokens < 1:
             raise UsageError(f"tokens must be at least 1, not {self.tokens}.", got=self.tokens)
-        opening = Opening(memory=self.memory, revision=revision, offline=offline, prefetch="off")
+        opening = Opening(memory=self.memory, revision=revision, offline=offline, max_rate=max_rate, prefetch="off")
         opening.check()
         if self.ray is not None:
             check_ray("Workers of a cluster")
@@ -167,12 +174,19 @@ class ModelCalibration:
 
     @cached_property
     def _component(self) -> str | None:
-        return text_component(self._model, revision=self._opening.revision, offline=self._opening.offline)
+        said = self._opening
+        return text_component(self._model, revision=said.revision, offline=said.offline, max_rate=said.max_rate)
 
     @cached_property
     def _source(self) -> ModelSource:
         opening = self._opening
-        source = open_source(self._model, component=self._component, revision=opening.revision, offline=opening.offline)
+        source = open_source(
+            self._model,
+            component=self._component,
+            revision=opening.revision,
+            offline=opening.offline,
+            max_rate=opening.max_rate,
+        )
         if not source.complete:
             raise UnsupportedError(
                 f"{source.name} lacks some of its experts, and what the others are given depends on them.",

@@ -6,7 +6,7 @@ from coterie.checkpoint.dtype import model_dtype
 from coterie.checkpoint.fingerprints import Router, model_identity, router_names
 from coterie.checkpoint.headers import TensorInfo, read_header
 from coterie.checkpoint.later import LaterTensors, Postponing
-from coterie.checkpoint.location import Location
+from coterie.checkpoint.location import Location, nothing_to_limit
 from coterie.checkpoint.packed import PackedWeight
 from coterie.checkpoint.reading import LazyTensor, read_tensor
 from coterie.checkpoint.whole_file import WholeFile
@@ -26,6 +26,7 @@ __all__ = [
     "WholeFile",
     "model_dtype",
     "model_identity",
+    "nothing_to_limit",
     "read_header",
     "read_tensor",
     "router_names",

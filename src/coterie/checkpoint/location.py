@@ -19,7 +19,7 @@ from coterie.checkpoint.weight_files import (
 )
 from coterie.errors import CheckpointFileError, CoterieError, UsageError
 from coterie.files.naming import check_name, model_path
-from coterie.records.remote import RangeReader
+from coterie.records.remote import RangeReader, RateLimit
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,14 +50,22 @@ class Location:
         revision: str | None = None,
         offline: bool = False,
         reader: RangeReader | None = None,
+        rate: RateLimit | None = None,
     ) -> Location:
         """Finds a local directory, or a Hub repository whose small files are downloaded to the Hub's cache.
+
+        Args:
+            path_or_id: Directory, or Hub id.
+            revision: Branch, tag or commit of a Hub repository.
+            offline: Use only what is on this machine.
+            reader: Reads shards of the repository that are not here by ranges; None if they are downloaded first.
+            rate: Holds back what is read of a repository; best that of the reader.
 
         Raises:
             CheckpointNotFoundError: If there is neither.
             CheckpointFileError: If a small file cannot be downloaded.
             UnsupportedError: If the weights of a repository are in a format that is not read.
-            UsageError: If it is named in another way, or a directory with a revision.
+            UsageError: If it is named in another way, or a directory with a revision or a rate.
         """
         check_name(path_or_id)
         directory, text = model_path(path_or_id), str(path_or_id)
@@ -68,8 +76,10 @@ class Location:
                     advice="Leave the revision out.",
                     revision=revision,
                 )
+            if rate is not None:
+                raise nothing_to_limit(text)
             return cls(directory=directory.resolve(), name=directory.resolve().name, offline=offline)
-        repository = find_repository(text, revision=revision, offline=offline)
+        repository = find_repository(text, revision=revision, offline=offline, rate=rate)
         return cls(
             directory=repository.directory,
             name=text,
@@ -192,3 +202,12 @@ class Location:
                 advice="Check its permissions.",
                 path=self.directory,
             ) from error
+
+
+def nothing_to_limit(model: str | Path) -> UsageError:
+    """The error for a limited rate where all that is read is on this machine."""
+    return UsageError(
+        f"{str(model)!r} is on this machine: nothing of it is read over the network, so that no rate can be limited.",
+        advice="Leave max_rate out.",
+        path=model,
+    )

@@ -163,6 +163,7 @@ def _expecting(model: str, opening: Opening, prompt_tokens: int, new_tokens: int
                 answer_tokens=new_tokens,
                 revision=opening.revision,
                 offline=opening.offline,
+                max_rate=opening.max_rate,
             )
     except CoterieError as error:
         # What is wrong with the model, opening it says next.

@@ -15,11 +15,11 @@ from rich.table import Table
 
 from coterie.cli.terminal import Terminal, json_text
 
-_PARAMETER = re.compile(r"\b(memory|expert_memory|max_context|missing|source|eviction)=(['\"])([^'\"]*)\2")
+_PARAMETER = re.compile(r"\b(memory|expert_memory|max_context|missing|source|eviction|max_rate)=(['\"])([^'\"]*)\2")
 """Parameters of the library as its messages write them, which are options of the same name here."""
 _NAME = re.compile(
     r"(?<![\w/.'\"=-])(max_context|expert_memory|max_new_tokens|temperature(?= must)|top_p|top_k|min_p"
-    r"|repetition_penalty|experts_per_token|drop_cold)(?![\w/.'\"=-]| in | = )"
+    r"|repetition_penalty|experts_per_token|drop_cold|max_rate)(?![\w/.'\"=-]| in | = )"
 )
 """The same without a value; what stands in a file keeps its name."""
 _OPTIONS = {"repetition_penalty": "--repeat-penalty"}

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         "experts_per_token",
         "drop_cold",
         "max_context",
+        "max_rate",
     )
 )
 def command(

@@ -226,6 +226,16 @@ RevisionOption = Annotated[
 
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Use what is on this disk; never ask the Hub.")]
 
+MaxRateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-rate",
+        metavar="RATE",
+        show_default=False,
+        help="Read no faster than this over the network, such as 20MB/s.",
+    ),
+]
+
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, metavar="N", show_default=False, help="Threads for compute. Default: torch's."),
@@ -370,6 +380,7 @@ OPENING_OPTIONS: dict[str, Any] = {
     "verify_reads": VerifyReadsOption,
     "revision": RevisionOption,
     "offline": OfflineOption,
+    "max_rate": MaxRateOption,
     "threads": ThreadsOption,
 }
 """The options of commands that open a model, by the fields of :class:`coterie.spec.opening.Opening` that they fill."""

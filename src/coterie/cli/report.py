@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         "experts_per_token",
         "drop_cold",
         "max_context",
+        "max_rate",
         "verify_reads",
     )
 )

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from coterie.checkpoint import Checkpoint
+from coterie.checkpoint import Checkpoint, Location
 from coterie.engine.fetched_records import FetchedRecords
 from coterie.engine.store_growth import StoreGrowth
 from coterie.errors import CheckpointFileError, LoadError, StoreError, UsageError
@@ -18,7 +18,7 @@ from coterie.origins import CheckpointOrigin, Origin
 from coterie.origins.store_or_checkpoint import need_checkpoint
 from coterie.records import RecordReader
 from coterie.records.files import file_stamps, first_changed
-from coterie.records.remote import RangeReader
+from coterie.records.remote import RangeReader, RateLimit
 from coterie.spec import BankKey, ExpertKey, Extent, FileStamp, RecordLayout
 from coterie.spec.encodings import NATIVE
 from coterie.store import Store
@@ -199,16 +199,19 @@ class FetchingExperts:
         return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def open_origin(store: Store, source: str | Path | None, *, offline: bool = False) -> CheckpointOrigin:
+def open_origin(
+    store: Store, source: str | Path | None, *, offline: bool = False, rate: RateLimit | None = None
+) -> CheckpointOrigin:
     """Opens the checkpoint that a store was made from.
 
     Args:
         store: The store; its manifest has the checkpoint's fingerprint.
         source: Directory, Hub id or ``bundled``; None for the repository and commit that the manifest names.
         offline: Use only what is on this machine.
+        rate: Holds back what is read over the network.
 
     Raises:
-        UsageError: If the store was made from a directory and none is given.
+        UsageError: If the store was made from a directory and none is given, or a rate is to be held of a directory.
         LoadError: If it is another checkpoint.
         CheckpointError: If it cannot be used.
     """
@@ -223,13 +226,14 @@ def open_origin(store: Store, source: str | Path | None, *, offline: bool = Fals
         source = facts.name
     need_checkpoint(source, "Give the checkpoint that the store was made from as source.")
     is_directory = model_path(source).is_dir()
-    checkpoint = Checkpoint.open(
+    place = Location.find(
         source,
-        component=model.component,
         revision=None if is_directory else facts.revision,
         offline=offline,
-        reader=None if is_directory else RangeReader(),
+        reader=None if is_directory else RangeReader(rate=rate),
+        rate=rate,
     )
+    checkpoint = Checkpoint.open(place, component=model.component)
     integrity = checkpoint.integrity if is_directory else checkpoint.integrity_given(model.identity)
     if integrity != facts.integrity or type(checkpoint.skeleton).__name__ != model.class_name:
         made_from = facts.name if facts.revision is None else f"{facts.name} at {facts.revision}"

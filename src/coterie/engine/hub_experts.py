@@ -27,7 +27,7 @@ class HubExperts:
     def __init__(self, place: StorePlace, store: Store, experts: ExpertSource) -> None:
         self._store = store
         self._experts = experts
-        self._reader = RangeReader()
+        self._reader = RangeReader(rate=None if place.repository is None else place.repository.rate)
         self._segments: dict[str, HubSegment] = place.segments(store, self._reader)
         self._lock = threading.Lock()
         self._fetched: set[ExpertKey] = set()

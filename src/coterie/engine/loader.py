@@ -34,6 +34,7 @@ def load(
     verify_reads: bool = False,
     revision: str | None = None,
     offline: bool = False,
+    max_rate: str | int | None = None,
     threads: int | None = None,
     device: Literal["cpu"] = "cpu",
     **others: object,
@@ -82,6 +83,8 @@ def load(
         verify_reads: Compare every expert read with its checksum (stores only).
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine; never ask the Hub.
+        max_rate: Most bytes in a second that are read over the network, such as ``"20MB/s"``: when a Hub id is opened,
+            and for ``missing="fetch"``. Refused where all that is read is on this machine.
         threads: torch's intra-op threads, set for the whole process; default: unchanged.
         device: Only ``"cpu"``.
         others: None; options of ``from_pretrained`` are refused with what to do instead.
@@ -115,6 +118,7 @@ def load(
         verify_reads=verify_reads,
         revision=revision,
         offline=offline,
+        max_rate=max_rate,
         threads=threads,
     )
     return open_streamed(path, opening)

@@ -79,11 +79,12 @@ def _open(path: str | Path, opening: Opening, alteration: Alteration | None) -> 
         revision=opening.revision,
         offline=opening.offline,
         fetch=opening.missing == "fetch",
+        max_rate=opening.max_rate,
     )
     if alteration is not None:
         source = alteration.of(source)
     if opening.missing == "fetch":
-        source = with_fetching(source, opening.source, offline=opening.offline)
+        source = with_fetching(source, opening.source, offline=opening.offline, max_rate=opening.max_rate)
     _check_coverage(source, opening.missing)
     usage = read_usage(opening, source)
     budget = _budget(opening)

@@ -20,6 +20,7 @@ from coterie.checkpoint import (
     UnreadTensor,
     WholeFile,
     model_dtype,
+    nothing_to_limit,
     unread_tensors,
 )
 from coterie.engine.fetching import FetchingExperts, open_origin
@@ -42,6 +43,7 @@ from coterie.origins.store_or_checkpoint import find_model
 from coterie.origins.store_origin import tensors_about
 from coterie.origins.store_place import StorePlace
 from coterie.origins.stored_dense import checked_tensors, dense_headers
+from coterie.records.remote import RateLimit
 from coterie.spec import BankKey, ExpertSource, RecordLayout
 from coterie.spec.footprint import READS_AT_ONCE, BankRecords, Footprint
 from coterie.spec.parameters import uses_scheme
@@ -207,6 +209,7 @@ def open_source(
     revision: str | None = None,
     offline: bool = False,
     fetch: bool = False,
+    max_rate: str | int | None = None,
 ) -> ModelSource:
     """Opens a store, a checkpoint directory, a Hub id, or ``bundled``. Reads no expert.
 
@@ -216,27 +219,33 @@ def open_source(
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine.
         fetch: Of a store on the Hub, leave experts there until they are asked for.
+        max_rate: Most bytes in a second that are read over the network, such as ``"20MB/s"``.
 
     Raises:
         CheckpointError, StoreError, UnsupportedError: As their packages say.
-        UsageError: If the component is not in the store or model.
+        UsageError: If the component is not in the store or model, or a rate is given where nothing is fetched.
     """
-    found = find_model(path, revision=revision, offline=offline)
+    found = find_model(path, revision=revision, offline=offline, rate=RateLimit.of(max_rate))
+    if max_rate is not None and found.repository is None and not fetch:
+        raise nothing_to_limit(path)
     if isinstance(found, StorePlace):
         return _store_source(found, component, fetch=fetch)
     return _checkpoint_source(Checkpoint.open(found, component=component))
 
 
-def with_fetching(partial: ModelSource, source: str | Path | None, *, offline: bool = False) -> ModelSource:
+def with_fetching(
+    partial: ModelSource, source: str | Path | None, *, offline: bool = False, max_rate: str | int | None = None
+) -> ModelSource:
     """The whole model: what a partial store lacks comes from its checkpoint, and is added to the store.
 
     Args:
         partial: From :func:`open_source`. One that is complete stays what it is, and needs no checkpoint.
         source: Its checkpoint: directory, Hub id or ``bundled``; None for what the store's manifest names.
         offline: Use only what is on this machine.
+        max_rate: As of :func:`open_source`.
 
     Raises:
-        UsageError: If the checkpoint has to be named.
+        UsageError: If the checkpoint has to be named, or is a directory, of which no rate can be limited.
         LoadError: If it is not the one that the store was made from.
         CheckpointError: If it cannot be used.
     """
@@ -249,7 +258,7 @@ def with_fetching(partial: ModelSource, source: str | Path | None, *, offline: b
             advice="Run `hf download ID --local-dir DIR` and open DIR with --missing fetch, or choose another.",
             path=store.path,
         )
-    origin = open_origin(store, source, offline=offline)
+    origin = open_origin(store, source, offline=offline, rate=RateLimit.of(max_rate))
     experts = FetchingExperts(store, origin, partial.num_experts.keys())
     return replace(
         partial,
@@ -259,13 +268,15 @@ def with_fetching(partial: ModelSource, source: str | Path | None, *, offline: b
     )
 
 
-def text_component(path: str | Path, *, revision: str | None = None, offline: bool = False) -> str | None:
+def text_component(
+    path: str | Path, *, revision: str | None = None, offline: bool = False, max_rate: str | int | None = None
+) -> str | None:
     """The component to open where only text is wanted: ``thinker`` of a whole omni model, else None (all of it).
 
     Raises:
         CheckpointError, StoreError, UnsupportedError: As :func:`open_source`.
     """
-    found = find_model(path, revision=revision, offline=offline)
+    found = find_model(path, revision=revision, offline=offline, rate=RateLimit.of(max_rate))
     if isinstance(found, StorePlace) and found.look().manifest.model.component is not None:
         return None
     config = load_config(found.directory)

@@ -30,6 +30,7 @@ from coterie.evaluate.subject import Subject
 from coterie.evaluate.tasks import PromptTask, WindowTask
 from coterie.evaluate.texts import Text
 from coterie.evaluate.windows import plan_windows
+from coterie.files.naming import model_path
 from coterie.files.text import read_text
 from coterie.spec import DEFAULT_POLICY, AdaptiveExperts, Missing
 from coterie.spec.opening import Opening
@@ -220,14 +221,13 @@ def evaluate_opening(
         # What is prefetched depends on how fast the disk is, and then the result would, too.
         opening = replace(opening, prefetch="off")
     contents = [(str(path), read_text(path, filled=True)) for path in texts]
-    subject = Subject(
-        path=model, opening=opening, adapt_experts=adapt_experts, alteration=alteration, in_steps=in_steps
-    )
+    own, other = _with_rate(opening, model, against)
+    subject = Subject(path=model, opening=own, adapt_experts=adapt_experts, alteration=alteration, in_steps=in_steps)
     full = None
     if against is not None:
         full = Subject(
             path=against,
-            opening=replace(opening, missing=None, source=None, experts_per_token=None, drop_cold=None, revision=None),
+            opening=replace(other, missing=None, source=None, experts_per_token=None, drop_cold=None, revision=None),
         )
     inputs = input_tokens(subject, full, context)
     tokenised = tokenise(subject, full, contents, limit)
@@ -362,6 +362,16 @@ def _reference_header(
 
 def _digests(texts: Sequence[Text]) -> list[str]:
     return [hashlib.sha256(repr((text.prefix, text.ids)).encode()).hexdigest() for text in texts]
+
+
+def _with_rate(opening: Opening, model: str | Path, against: str | Path | None) -> tuple[Opening, Opening]:
+    """How each of two models is opened: one that is here needs no limited rate where the other is on the Hub."""
+    unlimited = replace(opening, max_rate=None)
+    if against is None or opening.max_rate is None:
+        return opening, unlimited
+    here, other_here = model_path(model).is_dir(), model_path(against).is_dir()
+    needless = here and not other_here and opening.missing != "fetch"
+    return unlimited if needless else opening, unlimited if other_here else opening
 
 
 def _header(subject: Subject, full: Subject | None, texts: Sequence[Text], inputs: int, step: int) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class Subject:
             revision=self.opening.revision,
             offline=self.opening.offline,
             fetch=self.opening.missing == "fetch",
+            max_rate=self.opening.max_rate,
         )
 
     @cached_property
@@ -74,7 +75,9 @@ class Subject:
     def _part(self) -> str | None:
         if self.opening.component is not None:
             return self.opening.component
-        return text_component(self.path, revision=self.opening.revision, offline=self.opening.offline)
+        return text_component(
+            self.path, revision=self.opening.revision, offline=self.opening.offline, max_rate=self.opening.max_rate
+        )
 
     @property
     def facts(self) -> ModelFacts:

@@ -58,7 +58,14 @@ class Calibrator(Protocol):
 class Calibration(Protocol):
     """What codes are to be chosen by, whatever the model."""
 
-    def of(self, model: str | Path, *, revision: str | None = None, offline: bool = False) -> ModelCalibration:
+    def of(
+        self,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        offline: bool = False,
+        max_rate: str | int | None = None,
+    ) -> ModelCalibration:
         """That of a model."""
         ...
 

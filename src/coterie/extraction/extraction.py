@@ -9,6 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
 
+from coterie.checkpoint import Location
 from coterie.errors import ExtractionError, UsageError
 from coterie.extraction.allocation import Allocated, Allocation, AllocationReport, allocate
 from coterie.extraction.calibrating import Calibration, ModelCalibration, calibration_facts, check_changes
@@ -16,7 +17,7 @@ from coterie.extraction.copying import Copier, worker_count
 from coterie.extraction.dense_choice import default_dense_schemes, settle_dense_schemes
 from coterie.extraction.expert_schemes import chosen_schemes
 from coterie.extraction.four_bits import FourBits
-from coterie.extraction.network import NetworkUse, checking, network_plan, network_report, range_reader
+from coterie.extraction.network import NetworkUse, checking, network_plan, network_report
 from coterie.extraction.packed import schemes_of_packed
 from coterie.extraction.planning import ExtractionPlan, plan_extraction, with_fingerprints
 from coterie.extraction.precision import SchemesByTrust
@@ -40,9 +41,11 @@ from coterie.origins.store_or_checkpoint import need_checkpoint
 from coterie.quant import lossy_scheme
 from coterie.quant.packed import Rounded
 from coterie.records.files import file_stamps, first_changed
+from coterie.records.remote import RangeReader, RateLimit
 from coterie.spec import BankKey
 from coterie.spec.dense_schemes import DenseRequest, DenseSchemes
 from coterie.spec.encodings import NATIVE
+from coterie.spec.opening import check_rate
 from coterie.store import CalibrationFacts, StoreWriter, Survey, SurveyedFile, is_store, names, survey
 from coterie.store.manifest_file import is_unfinished, load_manifest
 from coterie.store.syscalls import SystemCalls
@@ -195,7 +198,7 @@ def extract(
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine.
         keep_download: Download whole shards into the Hub's cache, and keep them there.
-        max_rate: Most bytes in a second that are read over the network, such as ``"20MB/s"``.
+        max_rate: Most bytes in a second that are read over the network, such as ``"20MB/s"``; for a repository only.
         dry_run: Write and download no weights; report what would be done.
         restart: Discard an unfinished store that was begun with another request.
         planned: Told what will be done before anything is downloaded or written.
@@ -218,6 +221,7 @@ def extract(
     """
     start = monotonic()
     check_new_name(store)
+    check_rate(max_rate, offline=offline)
     if workers is not None and workers < 1:
         raise UsageError(f"At least one worker is needed, not {workers}.")
     by_trust = None if scheme is None else SchemesByTrust.parse(scheme)
@@ -228,8 +232,10 @@ def extract(
         checkpoint, "`coterie quantize` makes a smaller store of a store; what one lacks is added from its checkpoint."
     )
     read_twice = calibration is not None or allocation is not None
-    reader = range_reader(max_rate, keep_download=keep_download, read_twice=read_twice)
-    origin = CheckpointOrigin.open(checkpoint, component=component, revision=revision, offline=offline, reader=reader)
+    rate = RateLimit.of(max_rate)
+    reader = None if keep_download or read_twice else RangeReader(rate=rate, noting=True)
+    place = Location.find(checkpoint, revision=revision, offline=offline, reader=reader, rate=rate)
+    origin = CheckpointOrigin.open(place, component=component)
     root = Path(store).expanduser().absolute()
     request = DenseRequest.parse(dense_scheme)
     undecided = scheme is None and by_expert is None and allocation is None and dense_scheme is None
@@ -260,7 +266,9 @@ def extract(
         progress=progress,
         workers=workers,
         calls=calls,
-        calibration=None if calibration is None else calibration.of(checkpoint, revision=revision, offline=offline),
+        calibration=None
+        if calibration is None
+        else calibration.of(checkpoint, revision=revision, offline=offline, max_rate=max_rate),
     )
     allocated = None
     if allocation is not None:

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from coterie.errors import CoterieError, UsageError
+from coterie.errors import CoterieError
 from coterie.extraction.received import ReceivedList
 from coterie.extraction.shard_checks import ShardChecks, remote_files, wanted_bytes
 from coterie.origins import Origin
-from coterie.records.remote import RangeReader, Received
-from coterie.spec import BankKey, parse_bytes
+from coterie.records.remote import Received
+from coterie.spec import BankKey
 from coterie.store import StorePlan, StoreWriter, Survey, names
 from coterie.store.plan import plan_segments
 
@@ -39,40 +39,6 @@ class NetworkUse:
     retries: int = 0
     checked: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
-
-
-def range_reader(max_rate: str | int | None, *, keep_download: bool, read_twice: bool) -> RangeReader | None:
-    """Who reads a checkpoint of the Hub by ranges; None if its shards are to be downloaded.
-
-    Args:
-        max_rate: Most bytes in a second, such as ``"20MB/s"``.
-        keep_download: Whether somebody wants to have the shards.
-        read_twice: Whether experts are read several times: before they are written, something is computed from them.
-
-    Raises:
-        UsageError: If a rate is no rate, or cannot be kept.
-    """
-    rate = None if max_rate is None else parse_rate(max_rate)
-    if not keep_download and not read_twice:
-        return RangeReader(max_rate=rate, noting=True)
-    if rate is not None:
-        why = "shards are downloaded to be kept" if keep_download else "shards are downloaded, to be read several times"
-        raise UsageError(
-            f"The rate cannot be limited: {why}, which the Hub's own client may do in its own way.",
-            advice="Leave out --max-rate.",
-        )
-    return None
-
-
-def parse_rate(text: str | int) -> int:
-    """Reads bytes in a second, such as ``"20MB/s"`` or ``"20MB"``.
-
-    Raises:
-        UsageError: If it is none.
-    """
-    if isinstance(text, str):
-        text = text.strip().removesuffix("/s").removesuffix("ps")
-    return parse_bytes(text, what="rate")
 
 
 def network_plan(origin: Origin, plan: StorePlan, found: Survey) -> NetworkUse | None:

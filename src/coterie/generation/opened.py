@@ -59,7 +59,7 @@ class OpenModel:
         if opening.component == "talker":
             raise _no_reader(path)
         if opening.component is None and not whole:
-            part = text_component(path, revision=opening.revision, offline=opening.offline)
+            part = text_component(path, revision=opening.revision, offline=opening.offline, max_rate=opening.max_rate)
             opening = replace(opening, component=part)
         model = open_streamed(path, opening)
         try:

@@ -9,19 +9,24 @@ from coterie.errors import UsageError
 from coterie.files.naming import IN_PACKAGE, check_name, model_path
 from coterie.files.other_programs import no_model
 from coterie.origins.store_place import StorePlace
+from coterie.records.remote import RateLimit
 from coterie.store import Store, is_store, is_unfinished
 
 
-def find_model(model: str | Path, *, revision: str | None = None, offline: bool = False) -> StorePlace | Location:
+def find_model(
+    model: str | Path, *, revision: str | None = None, offline: bool = False, rate: RateLimit | None = None
+) -> StorePlace | Location:
     """The store or the checkpoint that a name means. Of a Hub id the small files are downloaded, and no weights.
 
     Args:
         model: A store, a checkpoint directory, a Hub id, or ``bundled``.
         revision: Branch, tag or commit of a Hub repository.
         offline: Use only what is on this machine.
+        rate: Holds back what is read of a repository. A store here may be one that fetches, and takes no notice.
 
     Raises:
         StoreNotFoundError: If it is a directory with an unfinished store, or with neither.
+        UsageError: If a rate is to be held of a checkpoint directory.
         UsageError, UnsupportedError, CheckpointNotFoundError: If it is no name of a model, or of one in another format.
         CheckpointFileError: If a small file cannot be downloaded.
     """
@@ -36,7 +41,7 @@ def find_model(model: str | Path, *, revision: str | None = None, offline: bool 
                 Store.open(path)  # says so
             if not (path / "config.json").exists():
                 raise no_model(path)
-    location = Location.find(model, revision=revision, offline=offline)
+    location = Location.find(model, revision=revision, offline=offline, rate=rate)
     if location.holds_store:
         return StorePlace(directory=location.directory, name=location.name, repository=location.repository)
     return location

@@ -103,7 +103,7 @@ class StorePlace:
         if not begun:
             return
         repository.cache.check_fits(sum(one.nbytes for one in begun))
-        reader = RangeReader()
+        reader = RangeReader(rate=repository.rate)
         try:
             for one in begun:
                 HubSegment(repository, one, reader).complete()

@@ -17,6 +17,7 @@ from coterie.origins.store_place import StorePlace
 from coterie.planner.known_models import known_divergence
 from coterie.planner.machine import Tell
 from coterie.planner.subject import Subject
+from coterie.records.remote import RateLimit
 from coterie.spec import SCHEME_NAMES
 from coterie.spec.encodings import NATIVE
 
@@ -58,9 +59,10 @@ def open_asked(
     dense_scheme: str | Mapping[str, str] | None = None,
     revision: str | None = None,
     offline: bool = False,
+    max_rate: str | int | None = None,
 ) -> Asked:
-    """Reads manifests and headers; the arguments are those of :func:`coterie.planner.plan`."""
-    found = find_model(model, revision=revision, offline=offline)
+    """Reads manifests and headers; the arguments are those of :func:`coterie.planner.plan` and :func:`coterie.load`."""
+    found = find_model(model, revision=revision, offline=offline, rate=RateLimit.of(max_rate))
     wanted = scheme is not None or dense_scheme is not None
     if isinstance(found, StorePlace):
         if wanted:

@@ -184,13 +184,14 @@ def forecast_for(
     machine: Machine | None = None,
     revision: str | None = None,
     offline: bool = False,
+    max_rate: str | int | None = None,
     tell: Tell | None = None,
 ) -> Forecast:
     """What :func:`plan` goes by, of a model as it is: for whoever knows how many experts fit.
 
-    The arguments are those of :func:`plan`, and so are the errors.
+    The arguments are those of :func:`plan` and :func:`coterie.load`, and so are the errors.
     """
-    asked = open_asked(model, component=component, revision=revision, offline=offline)
+    asked = open_asked(model, component=component, revision=revision, offline=offline, max_rate=max_rate)
     subject = Subject.of(asked.contents, experts_per_token=experts_per_token)
     process = process_nbytes()
     return Forecast(

@@ -31,7 +31,7 @@ from coterie.spec.events import (
 from coterie.spec.extras import install_advice, optional_package
 from coterie.spec.keys import BankKey, ExpertKey
 from coterie.spec.layout import DTYPE_BYTES, FIELD_ALIGNMENT, RECORD_ALIGNMENT, Field, RecordLayout, round_up
-from coterie.spec.sizes import format_bytes, format_ranges, parse_bytes, parse_ranges, share_nbytes
+from coterie.spec.sizes import format_bytes, format_ranges, parse_bytes, parse_ranges, parse_rate, share_nbytes
 from coterie.spec.source import Access, ByteSource, ExpertSource, Extent, OpenBytes
 from coterie.spec.stamp import FileStamp
 
@@ -79,6 +79,7 @@ __all__ = [
     "optional_package",
     "parse_bytes",
     "parse_ranges",
+    "parse_rate",
     "round_up",
     "share_nbytes",
 ]

@@ -8,7 +8,7 @@ from typing import get_args
 
 from coterie.errors import UsageError
 from coterie.spec.defaults import DEFAULT_POLICY, DEFAULT_PREFETCH, DEFAULT_WARM, Missing, Prefetch
-from coterie.spec.sizes import parse_bytes, share_nbytes
+from coterie.spec.sizes import parse_bytes, parse_rate, share_nbytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,7 @@ class Opening:
     verify_reads: bool = False
     revision: str | None = None
     offline: bool = False
+    max_rate: str | int | None = None
     threads: int | None = None
 
     def check(self) -> None:
@@ -52,6 +53,7 @@ class Opening:
                 advice="Add missing='fetch', or leave the source out.",
                 source=self.source,
             )
+        check_rate(self.max_rate, offline=self.offline)
         if self.memory is not None:
             parse_bytes(self.memory, what="memory")
         if self.expert_memory is not None:
@@ -78,6 +80,23 @@ class Opening:
         if self.warm is None:
             raise UsageError("What is pinned is warmed; warm=None says that nothing is.", advice="Leave pin out.")
         share_nbytes(pin, 1, "pin")
+
+
+def check_rate(max_rate: str | int | None, *, offline: bool) -> None:
+    """Refuses a limit of what is read over the network that is no rate, or where nothing is read there.
+
+    Raises:
+        UsageError: If it is so.
+    """
+    if max_rate is None:
+        return
+    parse_rate(max_rate)
+    if offline:
+        raise UsageError(
+            f"max_rate={str(max_rate)!r} limits what is read over the network, and offline says that nothing is.",
+            advice="Leave one of them out.",
+            got=max_rate,
+        )
 
 
 def check_recording(drop_cold: float | None, what: str) -> None:

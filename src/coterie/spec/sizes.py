@@ -52,6 +52,17 @@ def parse_bytes(text: str | int, *, what: str = "size") -> int:
     return int(value)
 
 
+def parse_rate(text: str | int) -> int:
+    """Reads bytes in a second, such as ``"20MB/s"`` or ``"20MB"``.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    if isinstance(text, str):
+        text = text.strip().removesuffix("/s").removesuffix("ps")
+    return parse_bytes(text, what="rate")
+
+
 def share_nbytes(wanted: str | int, total: int, name: str) -> int:
     """Bytes, or a share of ``total`` of them, such as ``"25%"``.
 

@@ -208,13 +208,16 @@ def _readers(
     remote = with_threads(model)
     path, opening = remote.path, remote.opening
     check_recording(opening.drop_cold, "profile")
-    part = opening.component or text_component(path, revision=opening.revision, offline=opening.offline)
+    part = opening.component or text_component(
+        path, revision=opening.revision, offline=opening.offline, max_rate=opening.max_rate
+    )
     source = open_source(
         path,
         component=part,
         revision=opening.revision,
         offline=opening.offline,
         fetch=opening.missing == "fetch",
+        max_rate=opening.max_rate,
     )
     processors = Processors(source.directory, store=source.store)
     room = _room(source, processors, context, limit)

@@ -16,6 +16,7 @@ from coterie.checkpoint.hub.checksums import Checksum, checksum_of, is_checksum
 from coterie.checkpoint.hub.listing import RemoteFile, is_plain_name
 from coterie.records.remote.attempts import Attempts
 from coterie.records.remote.failures import PROBLEMS, BrokenAnswer, StatusProblem
+from coterie.records.remote.rate import RateLimit
 from coterie.records.remote.requests import opened
 
 _PIECE = 2**20
@@ -84,7 +85,13 @@ class _Partial:
 
 
 def download(
-    cache: RepositoryCache, repo_id: str, commit: str, file: RemoteFile, attempts: Attempts, advance: Advance
+    cache: RepositoryCache,
+    repo_id: str,
+    commit: str,
+    file: RemoteFile,
+    attempts: Attempts,
+    advance: Advance,
+    rate: RateLimit | None = None,
 ) -> Path:
     """Downloads a file into the cache, unless it is there.
 
@@ -95,6 +102,7 @@ def download(
         file: The file.
         attempts: When it is tried again.
         advance: Told about progress.
+        rate: Holds the download back. The client's Xet transport knows no such thing, and is not used then.
 
     Returns:
         Its place in the commit's snapshot.
@@ -107,7 +115,8 @@ def download(
     pointer = cache.snapshot(commit) / file.name
     if is_whole(pointer, file):
         return pointer
-    if file.in_xet and file.sha256 is not None and find_spec("hf_xet") and not constants.HF_HUB_DISABLE_XET:
+    by_xet = file.in_xet and file.sha256 is not None and rate is None and not constants.HF_HUB_DISABLE_XET
+    if by_xet and find_spec("hf_xet"):
         return _by_client(cache, repo_id, commit, file, attempts)
     key = file.sha256 or file.blob_id or f"coterie-{commit}-{file.name.replace('/', '--')}"[:200]
     with cache.locked(key):
@@ -115,19 +124,26 @@ def download(
             return pointer
         blob = cache.blob(key)
         if not is_whole(blob, file):
-            blob = _by_http(cache, hf_hub_url(repo_id, file.name, revision=commit), key, file, attempts, advance)
+            url = hf_hub_url(repo_id, file.name, revision=commit)
+            blob = _by_http(cache, url, key, file, attempts, advance, rate)
         return cache.link(commit, file.name, blob)
 
 
 def _by_http(
-    cache: RepositoryCache, url: str, key: str, file: RemoteFile, attempts: Attempts, advance: Advance
+    cache: RepositoryCache,
+    url: str,
+    key: str,
+    file: RemoteFile,
+    attempts: Attempts,
+    advance: Advance,
+    rate: RateLimit | None,
 ) -> Path:
     for last in (False, True):
         path = cache.partial(key)
         partial = _Partial(path, file.nbytes, file.sha256)
         advance(partial.offset)
         try:
-            tag = _receive(partial, url, file, attempts, advance)
+            tag = _receive(partial, url, file, attempts, advance, rate)
         finally:
             partial.close()
             if file.sha256 is None and partial.offset != file.nbytes:
@@ -146,7 +162,9 @@ def _by_http(
     raise AssertionError("the loop returns or raises")
 
 
-def _receive(partial: _Partial, url: str, file: RemoteFile, attempts: Attempts, advance: Advance) -> str | None:
+def _receive(
+    partial: _Partial, url: str, file: RemoteFile, attempts: Attempts, advance: Advance, rate: RateLimit | None
+) -> str | None:
     """Receives what is missing; returns the Hub's tag of the content."""
     tag: str | None = None
     while partial.offset != file.nbytes or file.nbytes == 0:
@@ -161,6 +179,8 @@ def _receive(partial: _Partial, url: str, file: RemoteFile, attempts: Attempts, 
                 for chunk in answer.chunks:
                     partial.append(chunk)
                     advance(len(chunk))
+                    if rate is not None:
+                        rate.take(len(chunk), attempts.stopped)
                     if partial.offset > file.nbytes:
                         break
             _check_size(partial, file.nbytes, advance)

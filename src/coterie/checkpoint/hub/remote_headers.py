@@ -17,6 +17,7 @@ from coterie.files.safetensors_header import (
 )
 from coterie.records.remote.attempts import Attempts
 from coterie.records.remote.failures import PROBLEMS, BrokenAnswer
+from coterie.records.remote.rate import RateLimit
 from coterie.records.remote.requests import opened
 
 _FIRST = 100_000
@@ -39,7 +40,9 @@ class RemoteHeader:
     content: bytes
 
 
-def read_remote_header(url: str, path: Path, nbytes: int, attempts: Attempts) -> RemoteHeader:
+def read_remote_header(
+    url: str, path: Path, nbytes: int, attempts: Attempts, rate: RateLimit | None = None
+) -> RemoteHeader:
     """Reads the header of one file by its first bytes, wherever the server ends them.
 
     Args:
@@ -47,6 +50,7 @@ def read_remote_header(url: str, path: Path, nbytes: int, attempts: Attempts) ->
         path: Where the file will be once it is downloaded.
         nbytes: Its size.
         attempts: When it is tried again.
+        rate: Holds it back.
 
     Raises:
         RequestFailure: If it cannot be read.
@@ -66,6 +70,8 @@ def read_remote_header(url: str, path: Path, nbytes: int, attempts: Attempts) ->
                     data.clear()  # the server knows no ranges and begins anew; what is behind the header is not read
                 for chunk in answer.chunks:
                     data += chunk
+                    if rate is not None:
+                        rate.take(len(chunk), attempts.stopped)
                     if len(data) >= _wanted(data, path, nbytes):
                         break
             if len(data) < wanted:

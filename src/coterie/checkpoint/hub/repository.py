@@ -22,7 +22,7 @@ from coterie.checkpoint.hub.downloads import OtherBytes, download, is_whole
 from coterie.checkpoint.hub.listing import Listing, RemoteFile, is_plain_name, list_repository
 from coterie.checkpoint.hub.remote_headers import RemoteHeader, read_remote_header
 from coterie.errors import CheckpointFileError, CheckpointNotFoundError
-from coterie.records.remote import HttpFile, RangeReader
+from coterie.records.remote import HttpFile, RangeReader, RateLimit
 from coterie.records.remote.attempts import PATIENCE, Attempts
 from coterie.records.remote.failures import Failure, RequestFailure
 from coterie.records.remote.together import all_together
@@ -46,12 +46,14 @@ class Repository:
         commit: The commit.
         listing: Its files, or None if the Hub was not asked: only what is in the cache can be used then.
         cache: Its part of the Hub's cache.
+        rate: Holds back whatever is read of its files; None for no limit.
     """
 
     repo_id: str
     commit: str
     listing: Listing | None
     cache: RepositoryCache
+    rate: RateLimit | None = None
 
     @property
     def directory(self) -> Path:
@@ -189,14 +191,14 @@ class Repository:
         attempts = Attempts(file.name, stopped=stopped)
         with self._explained(f"The header of {file.name} of {self.repo_id} could not be read", file.name):
             try:
-                return read_remote_header(url, path, file.nbytes, attempts)
+                return read_remote_header(url, path, file.nbytes, attempts, self.rate)
             except CheckpointFileError:
                 # Nothing says what a part of a file should be: what is no header may have been one when it was sent.
-                return read_remote_header(url, path, file.nbytes, attempts)
+                return read_remote_header(url, path, file.nbytes, attempts, self.rate)
 
     def _download(self, name: str, attempts: Attempts, advance: Callable[[int], object]) -> None:
         with self._explained(f"{name} of {self.repo_id} could not be downloaded", name):
-            download(self.cache, self.repo_id, self.commit, self._file(name), attempts, advance)
+            download(self.cache, self.repo_id, self.commit, self._file(name), attempts, advance, self.rate)
 
     def _file(self, name: str) -> RemoteFile:
         if self.listing is None:
@@ -250,10 +252,18 @@ def _untold(nbytes: int) -> None:
     """For files so small that nobody waits for them."""
 
 
-def find_repository(repo_id: str, *, revision: str | None = None, offline: bool = False) -> Repository:
+def find_repository(
+    repo_id: str, *, revision: str | None = None, offline: bool = False, rate: RateLimit | None = None
+) -> Repository:
     """Finds a repository and downloads its small files.
 
     Where the Hub cannot be asked, what the cache has of it is used.
+
+    Args:
+        repo_id: Its id.
+        revision: Branch, tag or commit.
+        offline: Use only what is in the cache.
+        rate: Holds back whatever is read of its files, the small ones too.
 
     Raises:
         CheckpointNotFoundError: If there is none that can be read.
@@ -282,7 +292,7 @@ def find_repository(repo_id: str, *, revision: str | None = None, offline: bool 
         raise problem
     cache.remember(revision, listing.commit)
     cache.remove_stale()
-    found = Repository(repo_id=repo_id, commit=listing.commit, listing=listing, cache=cache)
+    found = Repository(repo_id=repo_id, commit=listing.commit, listing=listing, cache=cache, rate=rate)
     found.download_side_files()
     return found
 

@@ -6,5 +6,6 @@ since the client waits as long as a server says, gives up at a broken connection
 
 from coterie.records.remote.http_file import HttpFile
 from coterie.records.remote.range_reader import RangeReader, Received, expecting
+from coterie.records.remote.rate import RateLimit
 
-__all__ = ["HttpFile", "RangeReader", "Received", "expecting"]
+__all__ = ["HttpFile", "RangeReader", "RateLimit", "Received", "expecting"]

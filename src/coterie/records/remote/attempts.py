@@ -41,11 +41,14 @@ class Attempts:
         what: What is asked for, to be named where the user is told of a wait.
         tries: How often it is tried without progress; None for as often as patience says.
         stopped: Set when nobody wants it any more.
+
+    Attributes:
+        stopped: The same.
     """
 
     def __init__(self, what: str, *, tries: int | None = None, stopped: threading.Event | None = None) -> None:
         self._what = what
-        self._stopped = stopped or threading.Event()
+        self.stopped = stopped or threading.Event()
         self._patience = PATIENCE if tries is None else replace(PATIENCE, tries=tries)
         self._tries = 0
         self._waited_s = 0.0
@@ -68,7 +71,7 @@ class Attempts:
         wait_s = self._wait(failure)
         if (
             not failure.passing
-            or self._stopped.is_set()
+            or self.stopped.is_set()
             or self._tries >= self._patience.tries
             or wait_s > self._patience.total_s - self._waited_s
         ):
@@ -76,7 +79,7 @@ class Attempts:
         if wait_s >= _TOLD_S:
             _log.warning("%s: %s. Trying again in %.0f s.", self._what, failure.cause, wait_s)
         self._waited_s += wait_s
-        pause(wait_s, self._stopped)
+        pause(wait_s, self.stopped)
 
     def _wait(self, failure: Failure) -> float:
         if failure.retry_after is not None:

@@ -66,16 +66,16 @@ class RangeReader:
 
     Args:
         at_once: Most requests at once.
-        max_rate: Most bytes in a second, of all requests together; None for no limit.
+        rate: Holds all requests together below a rate, and perhaps those of others; None for no limit.
         noting: Whether what comes while nobody watches is noted, for whoever watches later.
     """
 
-    def __init__(self, *, at_once: int = AT_ONCE, max_rate: int | None = None, noting: bool = False) -> None:
+    def __init__(self, *, at_once: int = AT_ONCE, rate: RateLimit | None = None, noting: bool = False) -> None:
         self.watch: Watcher | None = None
         self._stopped = threading.Event()
         self._slots = threading.BoundedSemaphore(at_once)
         self._at_once = at_once
-        self._rate = RateLimit(max_rate, self._stopped)
+        self._rate = rate
         self._served: dict[str, _Served] = {}
         self._ahead: Ahead | None = None
         self._lock = threading.Lock()
@@ -145,7 +145,8 @@ class RangeReader:
                 buffer[done : done + count] = chunk[:count]
                 done += count
                 self._count(nbytes=len(chunk))
-                self._rate.take(len(chunk))
+                if self._rate is not None:
+                    self._rate.take(len(chunk), self._stopped)
                 if count < len(chunk):
                     return  # the rest of a file whose server knows no ranges
             # To the end, and no further: a connection whose answer was read whole serves the next request.
