@@ -197,7 +197,6 @@ class Scheduler:
             # First: where a device fails, its consumer may ask again, and others have their turn.
             self._claims.drop(claim)
             self._waiters.wake_all()
-            self._order.wake()
             self._order.wake_if_worth_it()
             self._when_read(claim.consumer, partial(self._let_go, claim))
             # Last, so that a release that was interrupted, or failed, is done again when the lease is collected.
@@ -260,7 +259,6 @@ class Scheduler:
                 self._keep(capacity, read=False)
             # Whoever waits to have all at once was told that there is room for all.
             fits = self._residency.resize(max(capacity, least := self._claims.needed_nbytes)) and capacity >= least
-            self._order.wake()
             self._readers.notify()
             return fits
 

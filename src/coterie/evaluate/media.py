@@ -7,7 +7,6 @@ predict that answer: the divergence is that of their predictions, token by token
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from coterie.evaluate.journal import Finished
 from coterie.evaluate.scores import score
 from coterie.evaluate.subject import Side, Subject
 from coterie.generation.chat import chat_inputs, user_message
+from coterie.hf.last_logits import PARAMETER, takes_parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -203,8 +203,7 @@ def predict_answer(model: Any, inputs: Any, ids: Sequence[int]) -> Tensor:
             # Of masks that say which tokens are of a sound or a picture: none of an answer is.
             value = torch.cat([value, rest.get(name, torch.zeros_like(answer)).to(value.dtype)], dim=1)
         passed[name] = value
-    takes = inspect.signature(model.forward).parameters
-    options = {"logits_to_keep": len(ids)} if "logits_to_keep" in takes else {}
+    options = {PARAMETER: len(ids)} if takes_parameter(type(model)) else {}
     logits = getattr(model(**passed, **options, use_cache=False), "logits", None)
     if not isinstance(logits, torch.Tensor) or logits.shape[1] < len(ids):
         raise UnsupportedError(

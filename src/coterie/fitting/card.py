@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from coterie.evaluate import Estimate
 from coterie.evaluate.paired import Paired
 from coterie.fitting.report import DomainFigures, Fit, Pruned, TakenOut
-from coterie.spec import format_bytes
+from coterie.spec import format_bytes, format_ranges
 from coterie.store.names import CARD_FOLLOWS
+from coterie.survey.material import MODALITY_OF
 
 _LEAST_TOKENS = 7_680
 """Fewer that are scored say little about so small differences."""
@@ -157,24 +158,14 @@ def _taken_out(pruned: Pruned) -> Iterator[str]:
     )
     yield ""
     rows = [
-        [_layer(bank), str(bank.kept), str(len(bank.experts)), _ranges(bank.experts) or "–"] for bank in pruned.banks
+        [_layer(bank), str(bank.kept), str(len(bank.experts)), format_ranges(bank.experts) or "–"]
+        for bank in pruned.banks
     ]
     yield from _table(("layer", "experts left", "gone", "numbers of those that are gone"), rows)
 
 
 def _layer(bank: TakenOut) -> str:
     return f"{bank.component} {bank.layer}" + ("" if bank.bank == "mlp" else f" {bank.bank}")
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers, such as 0-3, 7."""
-    found: list[list[int]] = []
-    for number in numbers:
-        if found and found[-1][1] == number - 1:
-            found[-1][1] = number
-        else:
-            found.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
 
 
 def _losses(fit: Fit) -> Iterator[str]:
@@ -254,8 +245,7 @@ def _answers(fit: Fit) -> Iterator[str]:
                 ]
             )
         yield from _table(("questions", "number", "store", "full model", "uniform"), rows)
-    scored = {"speech": "audio", "images": "image"}
-    measured = {"text", *(scored.get(row.kind, "text") for row in fit.evaluated.figures)}
+    measured = {"text", *(MODALITY_OF[row.kind] for row in fit.evaluated.figures)}
     lacking = sorted({name.split(" of ")[0] for name in fit.profile.tokens} - measured)
     if lacking and not found:
         yield ""

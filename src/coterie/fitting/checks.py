@@ -23,9 +23,8 @@ from coterie.profiles import Usage, error_weights
 from coterie.spec import format_bytes
 from coterie.spec.encodings import SCHEME_FORMATS, schemes_named
 from coterie.survey import Material
+from coterie.survey.material import MODALITY_OF
 
-_MODALITY_OF = {"text": "text", "speech": "audio", "images": "image"}
-"""Kind of material → the modality of its tokens."""
 _OPTION_OF = {"image": "--images PATH", "audio": "--speech PATH"}
 
 _SAME_SHARE = 0.02
@@ -124,7 +123,7 @@ def check_kinds(source: Source, material: Iterable[Material]) -> None:
     for domain in request.domains:
         if domain not in (known := sorted({one.domain for one in files})):
             raise UsageError.unknown("domain", domain, known)
-    recorded = {_MODALITY_OF[one.kind] for one in files}
+    recorded = {MODALITY_OF[one.kind] for one in files}
     for modality in request.modalities:
         if modality not in recorded:
             raise UsageError.unknown("modality of what is to be recorded", modality, recorded)

@@ -12,7 +12,7 @@ from typing import Any
 from coterie.calibration import Calibration
 from coterie.extraction import Allocation, AllocationReport, ExtractionReport, ProgressCallback, extract, quantize
 from coterie.extraction.allocation import Choice, ComponentChoices
-from coterie.extraction.allocation.reporting import matrix_nbytes, matrix_weights
+from coterie.extraction.allocation.reporting import matrix_nbytes, matrix_weights, next_to
 from coterie.extraction.quantising import record_layouts
 from coterie.fitting.report import Allocated, StoreFacts, Uniform
 from coterie.fitting.request import FitRequest
@@ -214,10 +214,7 @@ def _before_pruning(whole: Source, component: ComponentChoices, kept: int) -> tu
         sizes.append(
             Choice(name=name, bits=8 * matrices / weights, nbytes=nbytes, error=0.0, asked_nbytes=asked_nbytes)
         )
-    sizes.sort(key=lambda one: one.bits)
-    below = [one for one in sizes if one.bits <= bits]
-    above = [one for one in sizes if one.bits > bits]
-    return bits, (*below[-1:], *above[:1])
+    return bits, next_to(bits, sizes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -149,9 +149,8 @@ def scored_in_order(texts: Mapping[str, Path], media: Sequence[Material]) -> lis
         media: Sounds and pictures.
     """
     found = [Scored(name=domain, domain=domain, kind="text") for domain in texts]
-    there = {media_name(one): one for one in reversed(media)}
-    names = dict.fromkeys(media_name(one) for one in media)
-    return [*found, *(Scored(name=name, domain=there[name].domain, kind=there[name].kind) for name in names)]
+    answered = {media_name(one): Scored(name=media_name(one), domain=one.domain, kind=one.kind) for one in media}
+    return [*found, *answered.values()]
 
 
 def side_by_side(

@@ -14,7 +14,7 @@ from coterie.profiles.usage import Floats
 from coterie.spec import BankKey, ExpertKey
 from coterie.spec.encodings import SCHEME_FORMATS, schemes_named
 from coterie.store.manifest import PARTS_OF_ONE
-from coterie.survey import MaterialKind
+from coterie.survey.material import MODALITY_OF, MaterialKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +47,14 @@ class Scored:
     kind: MaterialKind
 
 
-_MODALITY_OF: Mapping[MaterialKind, str] = {"text": "text", "speech": "audio", "images": "image"}
-
-
 def expected_ratios(made: Made, uniform: Made, scored: Iterable[Scored]) -> dict[str, float]:
     """How much farther than a uniform store a store should be from the full model, on each domain.
 
     Every expert is off by a share of what it computes, which calibration has measured. The sum of these, each times the
     expert's share of its layer's energy on tokens of the domain, is what these notice. Of sounds and pictures those are
-    the tokens that they are made into. A small divergence
-    grows with the square of what outputs are off by, and these are squares: the ratio of the sums is that of the
-    divergences. A store of a pruned model is off by that from the pruned model.
+    the tokens that they are made into. A small divergence grows with the square of what outputs are off by, and these
+    are squares: the ratio of the sums is that of the divergences. A store of a pruned model is off by that from the
+    pruned model.
 
     Args:
         made: The store.
@@ -118,7 +115,7 @@ def errors_of(store: Path) -> dict[ExpertKey, float]:
 
 def _energies(usage: Usage, origin: Origin, scored: Scored) -> Mapping[BankKey, Floats]:
     """[E] of each bank: the experts' shares of its energy on tokens of a domain; no bank that is not for these."""
-    modality, domain = _MODALITY_OF[scored.kind], scored.domain
+    modality, domain = MODALITY_OF[scored.kind], scored.domain
     rows = [row for row, group in enumerate(usage.groups) if (group.modality, group.domain) == (modality, domain)]
     tables = {bank: usage.banks[bank] for bank in origin.model.banks if bank in usage.banks}
     banks = [bank for bank, table in tables.items() if table.reap_counts[rows].any()]

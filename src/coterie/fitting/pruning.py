@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,14 +43,13 @@ class KeptShares:
             by="random", profile=None, domains=(), modalities=(), seed=0, ranking=request.prune_ranking
         )
         after = pruned_origin(origin, Keep.parse(request.keep), drawn).model.banks
-        before_of: dict[str, int] = {}
-        after_of: dict[str, int] = {}
+        before_of: Counter[str] = Counter()
+        after_of: Counter[str] = Counter()
         for key, bank in origin.model.banks.items():
-            name, record = key.component, bank.layout.nbytes
-            before_of[name] = before_of.get(name, 0) + record * bank.bank.num_experts
-            after_of[name] = after_of.get(name, 0) + record * after[key].bank.num_experts
+            before_of[key.component] += bank.layout.nbytes * bank.bank.num_experts
+            after_of[key.component] += bank.layout.nbytes * after[key].bank.num_experts
         return cls(
-            every=sum(after_of.values()) / max(1, sum(before_of.values())),
+            every=after_of.total() / max(1, before_of.total()),
             components={name: after_of[name] / max(1, nbytes) for name, nbytes in before_of.items()},
         )
 

@@ -55,12 +55,16 @@ def write_card(manifest: Manifest, original: str | None, repo_id: str, *, base_m
 
 def is_fitted(manifest: Manifest) -> bool:
     """Whether a store is as `coterie fit` made it."""
-    return manifest.allocation is not None and any(facts.file == FIT_FACTS for facts in manifest.files)
+    return manifest.allocation is not None and _has_fit_facts(manifest)
 
 
 def has_grown(manifest: Manifest) -> bool:
     """Whether a fitted store has got experts since, which were not allocated: its card is about another one."""
-    return manifest.allocation is None and any(facts.file == FIT_FACTS for facts in manifest.files)
+    return manifest.allocation is None and _has_fit_facts(manifest)
+
+
+def _has_fit_facts(manifest: Manifest) -> bool:
+    return any(facts.file == FIT_FACTS for facts in manifest.files)
 
 
 _FOLLOWS = "The card of the model that this store was made from follows."

@@ -15,6 +15,9 @@ from coterie.profiles.facts import check_group
 
 MaterialKind = Literal["text", "speech", "images"]
 
+MODALITY_OF: Mapping[MaterialKind, str] = {"text": "text", "speech": "audio", "images": "image"}
+"""Kind of material → the modality of its tokens."""
+
 _ENDINGS: Mapping[MaterialKind, tuple[str, ...]] = {
     "text": (),
     "speech": (".wav", ".flac", ".ogg", ".mp3"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from coterie.extraction.allocation.allocation import Choice, ComponentChoices, MatrixLevels
@@ -70,16 +70,20 @@ def component_choices(
     weigh = _Scale(origin, own, matter)
     mixed = weigh.choice("allocation", {key: [level.scheme for level in levels[key]] for key in own if key in levels})
     uniform = [weigh.choice(name, {key: _all_in(name, found) for key, found in own.items()}) for name in USUAL_SCHEMES]
-    uniform.sort(key=lambda choice: choice.bits)
-    below = [choice for choice in uniform if choice.bits <= mixed.bits]
-    above = [choice for choice in uniform if choice.bits > mixed.bits]
     return ComponentChoices(
         component=component,
         weights=weigh.weights,
         allocation=mixed,
-        uniform=(*below[-1:], *above[:1]),
+        uniform=next_to(mixed.bits, uniform),
         asked_ratio=mixed.asked_nbytes / (weigh.asked * mixed.nbytes / len(own)) if mixed.nbytes else 0.0,
     )
+
+
+def next_to(bits: float, uniform: Iterable[Choice]) -> tuple[Choice, ...]:
+    """The schemes next to a size in bits per weight, the smaller first; one alone where all are larger, or none is."""
+    ordered = sorted(uniform, key=lambda choice: choice.bits)
+    below = [choice for choice in ordered if choice.bits <= bits]
+    return (*below[-1:], *ordered[len(below) :][:1])
 
 
 def _all_in(scheme: str, found: Measured) -> list[str]:
